@@ -1,0 +1,49 @@
+"""The adversarial robustness of Mixture-of-Experts vision models, measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.api import (
+    AttackCard,
+    Card,
+    DatasetCard,
+    HarnessError,
+    MetricCard,
+    ModelCard,
+    ModelContext,
+    Record,
+    ThreatModel,
+    Value,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from harness.notebook import evaluate, load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttackCard",
+    "Card",
+    "DatasetCard",
+    "HarnessError",
+    "MetricCard",
+    "ModelCard",
+    "ModelContext",
+    "Record",
+    "ThreatModel",
+    "Value",
+    "evaluate",
+    "hookimpl",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for."""
+    if name in ("evaluate", "load_model"):
+        from harness import notebook  # noqa: PLC0415 - `import harness` must stay instant
+
+        return getattr(notebook, name)
+    raise AttributeError(f"module 'harness' has no attribute {name!r}")

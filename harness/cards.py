@@ -1,0 +1,130 @@
+"""Facts about registered things, as data beside them: what `harness show` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RouterGradient = Literal["none", "straight-through", "soft"]
+Fidelity = Literal["exact", "inferred", "repaired", "own"]
+Parameters = Mapping[str, Any]  # what a TOML table can hold
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a recipe, objective, probe, suite, executor or converter is.
+
+    Attributes:
+        summary: One sentence.
+        source: Paper, equation or file of the official code.
+        note: What differs from the source.
+    """
+
+    summary: str
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, before it is built.
+
+    Attributes:
+        summary: One sentence.
+        source: Paper, equation or file of the official code.
+        licence: Licence of the weights, where there are some.
+        weights: URL or path of weights; empty where a recipe trains them.
+        sha256: Hash of that file, always checked.
+        sizes: Heights in pixels that the model takes; empty where it takes any.
+        num_experts: Experts of each MoE layer; None for a dense model.
+        num_selected: Experts that work for one token (K).
+        router_gradient: What gradient reaches the input through the router.
+        batch_coupled: True where an image's logits depend on the other images of its batch.
+    """
+
+    summary: str = ""
+    source: str = ""
+    licence: str = ""
+    weights: str = ""
+    sha256: str = ""
+    sizes: tuple[int, ...] = ()
+    num_experts: int | None = None
+    num_selected: int | None = None
+    router_gradient: RouterGradient | None = None
+    batch_coupled: bool = False
+
+
+@dataclass(frozen=True)
+class AttackCard:
+    """What an attack is and how far it follows its source.
+
+    Attributes:
+        summary: One sentence.
+        source: Paper, equation or file of the official code.
+        fidelity: "exact" as published, "inferred" where the source is silent, "repaired" where
+            it is wrong, "own" where there is none.
+        note: What differs from the source.
+        objective: What it climbs unless the suite says otherwise.
+        control: True for a yardstick that is no attack, such as random noise.
+        passes: Forward passes of one image that nothing fools, from the parameters.
+    """
+
+    summary: str = ""
+    source: str = ""
+    fidelity: Fidelity = "own"
+    note: str = ""
+    objective: str = "ce"
+    control: bool = False
+    passes: Callable[[Parameters], int] | None = None
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """What a number in the table means.
+
+    Attributes:
+        summary: One sentence with the formula.
+        unit: "share" for numbers in [0, 1], else the unit itself.
+        title: Head of the column.
+        by_epsilon: True where there is one value for each epsilon.
+        source: Where the definition comes from.
+    """
+
+    summary: str = ""
+    unit: str = "share"
+    title: str = ""
+    by_epsilon: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a data set is, so that plans and lists need not load it.
+
+    Attributes:
+        summary: One sentence.
+        source: Where the images come from.
+        licence: Licence of the images.
+        num_classes: Number of labels.
+        image_shape: (channel, height, width) of the canvas.
+        splits: Number of images of each split.
+        fingerprints: Fingerprint of each split, of the copy that the card describes.
+        label_names: Names of the classes, in the order of the labels.
+        image_column: Column that holds the images.
+        label_column: Column that holds the labels.
+    """
+
+    summary: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    splits: Mapping[str, int]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+    image_column: str = "image"
+    label_column: str = "label"
+    source: str = ""
+    licence: str = ""
+
+
+AnyCard = Card | ModelCard | AttackCard | MetricCard | DatasetCard

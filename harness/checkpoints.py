@@ -1,0 +1,194 @@
+"""Weights: safetensors with their hash and a card, read with suspicion."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from harness import hashing
+from harness.errors import CheckpointError
+from harness.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+
+
+def save_weights(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> str:
+    """Write a model's weights and their card; the card, with the hash, comes last.
+
+    Returns:
+        The sha256 of the weights file.
+    """
+    content = save_safetensors(plain_state(model))
+    sha256 = hashing.of_bytes(content)
+    write_atomically(folder / WEIGHTS, content)
+    text = json.dumps({**card, "sha256": sha256}, indent=1, sort_keys=True)
+    write_atomically(folder / CARD, (text + "\n").encode())
+    return sha256
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card of a finished training; None before it is finished."""
+    try:
+        content: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if (folder / WEIGHTS).is_file() else None
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state on the CPU, each tensor with memory of its own."""
+    return {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
+
+
+def state_hash(model: nn.Module) -> str:
+    """The sha256 of a model's state, as if it were saved."""
+    return hashing.of_bytes(save_safetensors(plain_state(model)))
+
+
+def load_weights(model: nn.Module, path: Path, *, sha256: str = "") -> str:
+    """Load a file of weights into a model, every key and shape in its place.
+
+    Args:
+        model: Changed in place.
+        path: safetensors, or a pickle of nothing but tensors.
+        sha256: Hash that the file must have; empty where nobody stated one.
+
+    Returns:
+        The sha256 of the file.
+
+    Raises:
+        CheckpointError: No such file, another hash, no weights, or those of another model.
+    """
+    found = file_hash(path, sha256)
+    _fit(model, _state(path.read_bytes(), path), path)
+    return found
+
+
+def file_hash(path: Path, expected: str = "") -> str:
+    """The sha256 of a file of weights.
+
+    Raises:
+        CheckpointError: It cannot be read, or has another hash than the one expected.
+    """
+    try:
+        found = hashing.of_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if expected and found != expected:
+        raise CheckpointError(
+            f"{path}: sha256 is {found}, {expected} was expected; "
+            "the file was altered or is another one: fetch it again"
+        )
+    return found
+
+
+def fetch(url: str, sha256: str, folder: Path) -> Path:
+    """The local copy of weights on the web, downloaded once and checked.
+
+    Raises:
+        CheckpointError: No hash is known, no connection, or another file than expected.
+    """
+    if not sha256:
+        raise CheckpointError(f"{url}: its card states no sha256; add one, or use --weights FILE")
+    path = folder / f"{sha256[:16]}-{Path(url).name}"
+    if not path.exists():
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - the scheme is checked by _is_url
+                buffer = io.BytesIO()
+                shutil.copyfileobj(answer, buffer)
+        except (urllib.error.URLError, OSError) as error:
+            raise CheckpointError(
+                f"{url}: cannot be fetched: {error}; fetch it elsewhere and give --weights FILE"
+            ) from error
+        write_atomically(path, buffer.getvalue())
+    return path
+
+
+def is_url(text: str) -> bool:
+    """The text is an address on the web."""
+    return text.startswith(("https://", "http://"))
+
+
+def _state(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, told by its first bytes what it is."""
+    start = content[:512].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path}: a web page, not weights; its host answered with a page: "
+            "fetch the file again in a browser"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not weights; run 'git lfs pull'")
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        return _unpickled(content, path)
+    try:
+        return load_safetensors(content)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: no safetensors file and no PyTorch checkpoint: {error}"
+        ) from error
+
+
+def _unpickled(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle; code in it is refused and never executed."""
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here
+        raise CheckpointError(
+            f"{path}: a pickle that holds more than tensors, or is damaged; it was not executed. "
+            "Where you trust it, load it yourself and save its state_dict with safetensors"
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, torch.Tensor) for value in loaded.values()
+    ):
+        raise CheckpointError(f"{path}: holds no state dict, a table of tensors by name")
+    return loaded
+
+
+def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    foreign = [name for name in state if name not in own]
+    if missing or foreign:
+        raise CheckpointError(
+            f"{path}: weights of another model: {_some('missing', missing)}"
+            f"{_some('unexpected', foreign)}"
+        )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(value.shape)}, "
+                f"the model's has {tuple(own[name].shape)}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
+    model.load_state_dict(dict(state))
+
+
+def _some(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - a few are enough
+    return f"{what} {', '.join(names[:3])}{more}; "

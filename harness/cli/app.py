@@ -1,0 +1,56 @@
+"""Assembles the commands, and turns expected errors into a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from harness.cli import doctor, ls, plan, plugins, publish, run, show, train
+from harness.cli.output import complain
+from harness.errors import HarnessError
+
+EXIT_CODES = """
+Exit codes: 0 all done; 1 stopped by an error that the message explains; 2 the command line is
+wrong; 3 done, but some rows or images are missing; 130 interrupted, and the same command goes on.
+"""
+
+app = typer.Typer(
+    name="harness",
+    help="The adversarial robustness of Mixture-of-Experts vision models, measured."
+    f"\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("train")(train.train)
+app.command("plan")(plan.plan)
+app.command("ls")(ls.ls)
+app.command("show")(show.show)
+app.command("plugins")(plugins.plugins)
+app.command("publish")(publish.publish)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line."""
+    warnings.showwarning = _warn
+    try:
+        app()
+    except HarnessError as error:
+        complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        complain("interrupted; nothing that was finished is lost: the same command goes on")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    if issubclass(category, UserWarning):
+        complain(str(message), kind="warning")

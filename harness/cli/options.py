@@ -1,0 +1,141 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import UsageError
+from harness.plan import Contender, contenders, sample_ids, with_attacks
+from harness.plugins import Registry, load_plugins
+from harness.suite import Suite, attack_spec, find_suite
+
+DEFAULT_SUITE = "digits-linf"
+
+SuiteOption = Annotated[
+    str, typer.Option("--suite", help="Name of a suite, or a .toml file.", show_default=True)
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="A model, model.recipe, or 'all'; repeatable. Without it: the suite's own rows.",
+    ),
+]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="File of weights of the one --model.", metavar="FILE")
+]
+AttackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack",
+        help="An attack, or attack:objective, in place of the suite's; repeatable. Not for the "
+        "board.",
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder with local copies of data sets, laid out as on the hub.",
+        envvar="HARNESS_DATA",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", help="Use the first N images only. Not for the board.", min=1),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of training and attacks.", min=0)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="Where shards are done; see 'harness ls executors'.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Processes of the executor.", min=1)]
+BatchOption = Annotated[
+    int,
+    typer.Option("--batch-size", help="Most images of one pass; changes no result.", min=1),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Run folder.")]
+SaveOption = Annotated[
+    bool,
+    typer.Option("--save-adversarial", help="Keep all adversarial images, as npz files."),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A plugin: a .py file or a module; repeatable."),
+]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option("--no-plugin", help="Leave out a plugin, by name or distribution:name."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def registry(plugins: list[str] | None, without: list[str] | None) -> Registry:
+    """The plugins of this command; whoever is left out must exist."""
+    found = load_plugins(plugins or [], without=without or [])
+    everybody = load_plugins(plugins or []) if without else found
+    known = {plugin.name for plugin in everybody.plugins}
+    known |= {f"{plugin.distribution}:{plugin.name}" for plugin in everybody.plugins}
+    for name in without or []:
+        if name not in known:
+            raise UsageError(f"--no-plugin {name}: no such plugin; see 'harness plugins'")
+    return found
+
+
+def suite_with(name: str, attacks: list[str] | None, known: Registry) -> Suite:
+    """The suite, its attacks replaced where others were named."""
+    specs = [attack_spec(*_halves(attack), known) for attack in attacks or []]
+    return with_attacks(find_suite(name, known), specs)
+
+
+def rows_of(
+    suite: Suite, models: list[str] | None, weights: str, known: Registry
+) -> tuple[Contender, ...]:
+    """The rows that a command is for."""
+    found = contenders(suite, models or [], known, weights=weights)
+    if not found:
+        raise UsageError(f"suite {suite.name} lists no models: name one with --model")
+    return found
+
+
+def check_folder(path: Path | None, option: str) -> None:
+    """Refuse a folder that is not there."""
+    if path is not None and not path.is_dir():
+        where = f" (or {option_variable(option)})" if option == "--data" else ""
+        raise UsageError(f"{option} {path}: no such folder{where}")
+
+
+def option_variable(option: str) -> str:
+    """The environment variable behind an option, with its value."""
+    name = {"--data": "HARNESS_DATA"}[option]
+    return f"{name}={os.environ.get(name, '')}"
+
+
+def _halves(attack: str) -> tuple[str, str]:
+    name, _, objective = attack.partition(":")
+    return name, objective
+
+
+def with_recipe(models: list[str] | None, recipe: str, known: Registry) -> list[str] | None:
+    """The models, each with the recipe that `--recipe` names."""
+    if not recipe:
+        return models
+    known.find("recipes", recipe)
+    if not models or "all" in models:
+        raise UsageError("--recipe belongs to models: name them with --model")
+    return [f"{model}.{recipe}" for model in models]
+
+
+def flags_of(
+    suite: Suite, attacks: list[str] | None, limit: int | None, known: Registry
+) -> tuple[str, ...]:
+    """What keeps the rows of this command off the board."""
+    card = known.find("datasets", suite.data.name).card
+    total = len(sample_ids(suite, card))
+    flags = ["limited"] if limit is not None and limit < total else []
+    return (*flags, "other-attacks") if attacks else tuple(flags)

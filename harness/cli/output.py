@@ -1,0 +1,49 @@
+"""How commands speak: results to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+WIDE = 160
+"""Columns of a table that goes to a file or a pipe."""
+
+
+def complain(message: str, kind: str = "error") -> None:
+    """Say on stderr what is wrong."""
+    colour = {"error": "bold red", "warning": "yellow"}[kind]
+    Console(stderr=True, soft_wrap=True).print(
+        f"[{colour}]{kind}:[/] {escape(message)}", highlight=False
+    )
+
+
+def note(message: str) -> None:
+    """Say on stderr what is going on."""
+    Console(stderr=True, soft_wrap=True).print(escape(message), highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON value on stdout."""
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], *, title: str = "", caption: str = ""
+) -> None:
+    """Print a table on stdout, as wide as it needs where no terminal limits it."""
+    table = Table(title=title or None, caption=caption or None, title_justify="left")
+    for place, head in enumerate(heads):
+        table.add_column(escape(head), overflow="fold", justify="left" if place == 0 else "default")
+    for line in lines:
+        table.add_row(*(escape(text) for text in line))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(table, highlight=False)

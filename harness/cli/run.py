@@ -1,0 +1,116 @@
+"""`harness run`: train what has no weights, attack, show the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from harness.cli import options as opt
+from harness.cli.output import complain, print_json, print_table
+from harness.errors import UsageError
+from harness.plugins import Registry
+from harness.suite import Suite
+
+
+def run(
+    suite: opt.SuiteOption = opt.DEFAULT_SUITE,
+    model: opt.ModelOption = None,
+    recipe: str = typer.Option(
+        "", "--recipe", help="Train each --model by this recipe, not by the suite's."
+    ),
+    weights: opt.WeightsOption = "",
+    attack: opt.AttackOption = None,
+    data: opt.DataOption = None,
+    limit: opt.LimitOption = None,
+    seed: opt.SeedOption = 0,
+    device: opt.DeviceOption = "auto",
+    executor: opt.ExecutorOption = "inline",
+    workers: opt.WorkersOption = 2,
+    batch_size: opt.BatchOption = 128,
+    out: opt.OutOption = Path("runs"),
+    save_adversarial: opt.SaveOption = False,
+    plugin: opt.PluginOption = None,
+    no_plugin: opt.WithoutOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Run a suite and show its table; the same command again goes on where it was stopped."""
+    opt.check_folder(data, "--data")
+    known = opt.registry(plugin, no_plugin)
+    known.find("executors", executor)
+    chosen = opt.suite_with(suite, attack, known)
+    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
+    from harness import runner
+    from harness.cli.progress import TerminalProgress
+
+    _check_device(device)
+    request = runner.Request(
+        suite=chosen,
+        contenders=rows,
+        out=out,
+        seed=seed,
+        limit=limit,
+        device=device,
+        executor=executor,
+        workers=workers,
+        batch_size=batch_size,
+        data_dir=data,
+        saves_all=save_adversarial,
+        flags=opt.flags_of(chosen, attack, limit, known),
+    )
+    with TerminalProgress() as progress:
+        result = runner.run(request, known, [progress])
+    for row, error in result.errors.items():
+        complain(f"{row}: {error}")
+    if as_json:
+        content = {"suite": chosen.name, "protocol": chosen.protocol, "rows": list(result.rows)}
+        print_json(content)
+    elif result.rows:
+        _show(chosen, result.rows, known)
+    if result.errors:
+        raise typer.Exit(3 if result.rows else 1)
+
+
+def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> None:
+    from harness.flags import FLAGS
+    from harness.leaderboard import cells, headings
+
+    heads = ["model", *headings(suite, known), "flags"]
+    lines = [
+        [
+            str(row["model"]),
+            *(text.replace(" [", "\n[") for text in cells(suite, row)),
+            "\n".join(_flags(row)) or "-",
+        ]
+        for row in rows
+    ]
+    n = max((row["clean_accuracy"]["n"] for row in rows if "clean_accuracy" in row), default=0)
+    print_table(
+        heads,
+        lines,
+        title=f"{suite.title}: n = {n}, {suite.norm}, protocol {suite.protocol}, attacks "
+        f"{', '.join(attack.label for attack in suite.attacks)}; per cent with 95 % intervals",
+        caption="\n".join(
+            f"{flag}: {FLAGS.get(flag, flag)}"
+            for flag in sorted({f for r in rows for f in _flags(r)})
+        ),
+    )
+
+
+def _flags(row: dict[str, Any]) -> list[str]:
+    flags = row["flags"]
+    return [str(flag) for flag in flags] if isinstance(flags, list) else []
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    from harness.numerics import resolve_device
+
+    try:
+        torch.empty(0, device=resolve_device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name}: {str(error).splitlines()[0]}; try --device cpu"
+        ) from error

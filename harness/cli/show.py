@@ -1,0 +1,65 @@
+"""`harness show`: all that is known of one name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli import options as opt
+from harness.cli.output import print_json, print_table
+from harness.errors import UnknownName
+from harness.hints import did_you_mean
+from harness.plugins import KINDS, Entry
+from harness.suite import find_suite, shipped_suites
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Any registered name, or a suite.")],
+    plugin: opt.PluginOption = None,
+    no_plugin: opt.WithoutOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Show the card, the parameters and the source of a name."""
+    known = opt.registry(plugin, no_plugin)
+    found = [_described(known.find(kind, name)) for kind in KINDS if known.has(kind, name)]
+    if name in shipped_suites() or name.endswith(".toml"):
+        suite = find_suite(name, known)
+        found.append({"kind": "suite", **asdict(suite)})
+    if not found:
+        everything = [*shipped_suites(), *(item for kind in KINDS for item in known.names(kind))]
+        raise UnknownName(
+            f"nothing is called {name!r}{did_you_mean(name, everything)}; see 'harness ls'"
+        )
+    if as_json:
+        print_json(found[0] if len(found) == 1 else found)
+        return
+    for item in found:
+        print_table(["", name], [[key, _text(value)] for key, value in item.items() if value != ""])
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    card = {} if entry.card is None else asdict(entry.card)
+    return {
+        "kind": entry.kind[:-1],
+        **{key: value for key, value in card.items() if not callable(value)},
+        "parameters": dict(entry.defaults),
+        "target": entry.target if isinstance(entry.target, str) else repr(entry.target),
+        "plugin": f"{entry.plugin.distribution}:{entry.plugin.name} {entry.plugin.version}".strip(),
+        "file": entry.plugin.location,
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key} = {item}" for key, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return "\n".join(_flat(item) for item in value) or "-"
+    return "-" if value is None else str(value)
+
+
+def _flat(item: Any) -> str:
+    if isinstance(item, dict):
+        return ", ".join(f"{key} = {value}" for key, value in item.items())
+    return str(item)

@@ -1,0 +1,62 @@
+"""`harness train`: train what a run would train, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from harness.cli import options as opt
+from harness.cli.output import print_json, print_table
+
+
+def train(
+    suite: opt.SuiteOption = opt.DEFAULT_SUITE,
+    model: opt.ModelOption = None,
+    recipe: str = typer.Option(
+        "", "--recipe", help="Train each --model by this recipe, not by the suite's."
+    ),
+    data: opt.DataOption = None,
+    seed: opt.SeedOption = 0,
+    device: opt.DeviceOption = "auto",
+    out: opt.OutOption = Path("runs"),
+    plugin: opt.PluginOption = None,
+    no_plugin: opt.WithoutOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Train the models of a suite that have no weights yet; interrupted, it goes on."""
+    opt.check_folder(data, "--data")
+    known = opt.registry(plugin, no_plugin)
+    chosen = opt.suite_with(suite, None, known)
+    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), "", known)
+    from harness import checkpoints, runner
+    from harness.cli.progress import TerminalProgress
+
+    request = runner.Request(
+        suite=chosen, contenders=rows, out=out, seed=seed, device=device, data_dir=data
+    )
+    with TerminalProgress() as progress:
+        folders = runner.train(request, known, [progress])
+    found = {row: checkpoints.read_card(folder) or {} for row, folder in folders.items()}
+    if as_json:
+        print_json(
+            {
+                row: {
+                    "weights": str(folders[row] / checkpoints.WEIGHTS),
+                    "sha256": card["sha256"],
+                    "epochs": card["epochs"],
+                }
+                for row, card in found.items()
+            }
+        )
+        return
+    lines = [
+        [
+            row,
+            str(folders[row] / checkpoints.WEIGHTS),
+            card["sha256"][:16],
+            str(len(card["epochs"])),
+        ]
+        for row, card in found.items()
+    ]
+    print_table(["model", "weights", "sha256", "epochs"], lines)

@@ -1,0 +1,86 @@
+"""Floating-point operations of one forward pass, with nothing left out unseen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from harness.errors import ModelError
+
+if TYPE_CHECKING:
+    from harness.tensors import Classifier
+
+_aten = torch.ops.aten
+FREE = frozenset({
+    # normalisation, softmax, pooling, resizing, copying and indexing: a few operations an element
+    _aten.native_layer_norm, _aten.native_batch_norm, _aten.native_group_norm,
+    _aten._native_batch_norm_legit, _aten._native_batch_norm_legit_no_training,
+    _aten.batch_norm, _aten.layer_norm,
+    _aten._softmax, _aten._log_softmax, _aten._safe_softmax, _aten.logsumexp,
+    _aten.max_pool2d_with_indices, _aten.avg_pool2d, _aten.adaptive_max_pool2d,
+    _aten._adaptive_avg_pool2d, _aten.mean, _aten.sum, _aten.amax, _aten.amin, _aten.max,
+    _aten.argmax, _aten.topk, _aten.sort, _aten.argsort, _aten.cumsum, _aten.any, _aten.all,
+    _aten.linalg_vector_norm, _aten.var_mean, _aten.var, _aten.std,
+    _aten.upsample_bilinear2d, _aten.upsample_bicubic2d, _aten.upsample_nearest2d,
+    _aten._upsample_bilinear2d_aa, _aten._upsample_bicubic2d_aa,
+    _aten.cat, _aten.stack, _aten.constant_pad_nd, _aten.reflection_pad2d, _aten.roll, _aten.flip,
+    _aten.index, _aten.index_select, _aten.index_add, _aten.index_add_, _aten.index_copy,
+    _aten.index_put, _aten.index_put_, _aten.gather, _aten.scatter, _aten.scatter_,
+    _aten.scatter_add, _aten.nonzero, _aten.bincount, _aten.embedding, _aten.one_hot,
+    _aten.clone, _aten.copy_, _aten._to_copy, _aten.contiguous, _aten.lift_fresh, _aten.as_strided_,
+    _aten.empty, _aten.empty_like, _aten.new_empty, _aten.new_zeros, _aten.new_ones,
+    _aten.zeros, _aten.zeros_like, _aten.ones, _aten.ones_like, _aten.full, _aten.full_like,
+    _aten.arange, _aten.scalar_tensor, _aten.fill_, _aten.zero_, _aten.masked_fill,
+    _aten.masked_fill_, _aten.tril, _aten.triu, _aten.repeat, _aten.item,
+    _aten._local_scalar_dense, _aten._unsafe_view, _aten.native_dropout, _aten.bernoulli_,
+})  # fmt: skip
+"""Operators that count as 0, as in the field's figures; products and convolutions never do."""
+
+
+def count_flops(model: Classifier, image_shape: tuple[int, int, int], name: str) -> int:
+    """Operations of one image's forward pass, multiply and add counted apart.
+
+    Args:
+        model: In evaluation mode.
+        image_shape: (channel, height, width).
+        name: How the message calls it.
+
+    Raises:
+        ModelError: An operator that is neither in torch's flop counter nor known to be free.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, *image_shape, device=device)
+    watch = _Unknown()
+    counter = FlopCounterMode(display=False)
+    # the fused attention of the CPU has no formula in torch; its plain form has
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watch, counter:
+        model(image)
+    if watch.names:
+        raise ModelError(
+            f"{name}: no formula for the operations of {', '.join(sorted(watch.names))}; "
+            "register one with torch.utils.flop_counter.register_flop_formula"
+        )
+    return int(counter.get_total_flops())
+
+
+class _Unknown(TorchDispatchMode):
+    """Collects the operators that nobody can count."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_known(func):
+            self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_known(func: Any) -> bool:
+    if func._overloadpacket in flop_registry or func._overloadpacket in FREE:
+        return True
+    return torch.Tag.pointwise in func.tags or func.is_view

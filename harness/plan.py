@@ -1,0 +1,210 @@
+"""The plan of a run: which rows, which trainings, which cells, which shards; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from harness import hashing
+from harness.errors import UnknownName, UsageError
+from harness.store import Shard
+from harness.suite import ModelSpec, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from harness.cards import DatasetCard, ModelCard
+    from harness.plugins import Registry
+
+KEY_VERSION = 1
+"""Raised when the rules of judging change, so that old records are not mixed with new ones."""
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table: a model with its weights.
+
+    Attributes:
+        model: Registered name.
+        recipe: What trains it; empty where the weights come otherwise.
+        weights: File or URL; "included" where building the model brings them.
+        sha256: Hash that the file must have; empty where nobody stated one.
+    """
+
+    model: str
+    recipe: str = ""
+    weights: str = ""
+    sha256: str = ""
+
+    @property
+    def row(self) -> str:
+        """Its name in tables and files."""
+        return f"{self.model}.{self.recipe}" if self.recipe else self.model
+
+
+def contenders(
+    suite: Suite, wanted: Sequence[str], registry: Registry, *, weights: str = ""
+) -> tuple[Contender, ...]:
+    """The rows that a run is for.
+
+    Args:
+        suite: Whose default rows stand where nothing is wanted.
+        wanted: Names as `--model` gives them: a model takes the suite's rows of it, or the
+            suite's recipe; `model.recipe` takes that recipe; "all" takes every registered model
+            that fits the images, beside the suite's rows.
+        registry: Where names are looked up.
+        weights: File that replaces the recipe of the one model wanted.
+
+    Raises:
+        UnknownName: A model that nobody registered.
+        UsageError: Weights for more or fewer than one model.
+    """
+    if weights and (len(wanted) != 1 or wanted[0] == ALL):
+        raise UsageError("--weights belongs to one model: give exactly one --model with it")
+    if weights:
+        registry.find("models", wanted[0])
+        return (Contender(wanted[0], weights=weights),)
+    specs: list[ModelSpec] = [] if wanted else list(suite.models)
+    for name in wanted:
+        specs += _everything(suite, registry) if name == ALL else _named(suite, name, registry)
+    return tuple(dict.fromkeys(_contender(spec, registry) for spec in specs))
+
+
+def _everything(suite: Suite, registry: Registry) -> list[ModelSpec]:
+    height = registry.find("datasets", suite.data.name).card.image_shape[1]
+    listed = {spec.name for spec in suite.models}
+    others = [
+        ModelSpec(entry.name, suite.recipe)
+        for entry in registry.listed("models")
+        if not entry.is_family and entry.name not in listed and _fits(entry.card, height)
+    ]
+    return [*suite.models, *others]
+
+
+def _fits(card: ModelCard | None, height: int) -> bool:
+    return card is None or not card.sizes or height in card.sizes
+
+
+def _named(suite: Suite, name: str, registry: Registry) -> list[ModelSpec]:
+    model, _, recipe = name.rpartition(".")
+    if model and recipe in registry.names("recipes"):
+        registry.find("models", model)
+        return [ModelSpec(model, recipe)]
+    listed = [spec for spec in suite.models if spec.name == name]
+    if listed:
+        return listed
+    try:
+        registry.find("models", name)
+    except UnknownName as error:
+        raise UnknownName(f"--model {error}") from error
+    return [ModelSpec(name, suite.recipe)]
+
+
+def _contender(spec: ModelSpec, registry: Registry) -> Contender:
+    card: ModelCard | None = registry.find("models", spec.name).card
+    if card is not None and card.weights:
+        return Contender(spec.name, weights=card.weights, sha256=card.sha256)
+    return Contender(spec.name, recipe=spec.recipe)
+
+
+def training_ingredients(
+    suite: Suite, contender: Contender, registry: Registry, *, fingerprint: str, seed: int
+) -> dict[str, Any]:
+    """All that trained weights depend on.
+
+    Args:
+        suite: Whose parameters of the recipe count.
+        contender: Model and recipe.
+        registry: Where both are looked up.
+        fingerprint: Of the images to train on.
+        seed: Of initialisation, order and augmentation.
+    """
+    recipe = registry.find("recipes", contender.recipe)
+    model = registry.find("models", contender.model)
+    set_by_suite = suite.recipes.get(contender.recipe, {})
+    return {
+        "algorithm": KEY_VERSION,
+        "model": contender.model,
+        "model_parameters": dict(model.defaults),
+        "recipe": contender.recipe,
+        "recipe_parameters": recipe.settle(set_by_suite, f"suite {suite.name}"),
+        "code": {entry.plugin.name: entry.plugin.sha256 for entry in (model, recipe)},
+        "data": fingerprint,
+        "seed": seed,
+    }
+
+
+def cell_ingredients(
+    suite: Suite, contender: Contender, registry: Registry, *, fingerprint: str, **facts: Any
+) -> dict[str, Any]:
+    """All that the records of a cell depend on: never host, time, path, limit or workers.
+
+    Args:
+        suite: What is measured.
+        contender: On which row.
+        registry: Whose code does it.
+        fingerprint: Of the images.
+        facts: `weights` (sha256) and `seed`.
+    """
+    used = {("models", contender.model), ("datasets", suite.data.name)}
+    used |= {("attacks", attack.name) for attack in suite.attacks}
+    used |= {("objectives", attack.objective) for attack in suite.attacks}
+    used |= {("probes", probe) for probe in suite.probes}
+    plugins = {registry.find(kind, name).plugin for kind, name in used}
+    return {
+        "algorithm": KEY_VERSION,
+        "suite": suite.science(),
+        "model": contender.model,
+        "model_parameters": dict(registry.find("models", contender.model).defaults),
+        "code": {plugin.name: plugin.sha256 for plugin in plugins},
+        "data": fingerprint,
+        "precision": "float32",
+        **facts,
+    }
+
+
+def key(ingredients: dict[str, Any]) -> str:
+    """The name of a cell's or a training's folder: 16 hexadecimal digits of the hash."""
+    return hashing.of_value(ingredients)[:16]
+
+
+def sample_ids(suite: Suite, card: DatasetCard) -> tuple[int, ...]:
+    """The suite's samples in the order of its shards."""
+    return suite.data.samples or tuple(range(card.splits[suite.data.split]))
+
+
+def shards(ids: Sequence[int], size: int, limit: int | None = None) -> Iterator[Shard]:
+    """The shards of some samples; the last one is cut where a limit falls into it.
+
+    >>> [shard.name for shard in shards(range(10), 4, limit=6)]
+    ['00000', '00001.first-2']
+    """
+    for index, start in enumerate(range(0, len(ids), size)):
+        whole = tuple(ids[start : start + size])
+        kept = whole if limit is None else whole[: max(0, limit - start)]
+        if not kept:
+            return
+        yield Shard(index, kept, is_whole=len(kept) == len(whole))
+
+
+def with_attacks(suite: Suite, attacks: Iterable[Any]) -> Suite:
+    """The suite with other attacks; never for the board."""
+    chosen = tuple(attacks)
+    return replace(suite, attacks=chosen) if chosen else suite
+
+
+def passes(suite: Suite, registry: Registry) -> int | None:
+    """Most forward passes that one image can cost, over all attacks and epsilons.
+
+    Returns:
+        None where an attack does not say what it costs.
+    """
+    total = 0
+    for attack in suite.attacks:
+        card = registry.find("attacks", attack.name).card
+        if card is None or card.passes is None:
+            return None
+        total += card.passes(attack.parameters)
+    return total * len(suite.epsilons)

@@ -1,0 +1,420 @@
+"""Plugins: found, loaded one by one, called alone, and kept in a registry that never changes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from harness import hashing, hookspecs
+from harness.errors import PluginError, UnknownName
+from harness.hints import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+GROUP = "harness_plugins"
+KINDS = (
+    "models",
+    "recipes",
+    "attacks",
+    "objectives",
+    "metrics",
+    "probes",
+    "datasets",
+    "suites",
+    "executors",
+    "converters",
+)
+FAMILY = "<name>"
+OWN = "moe-robustness-harness"
+
+
+@dataclass(frozen=True)
+class PluginSource:
+    """Where a plugin given on the command line comes from, ready to travel to a worker.
+
+    Attributes:
+        location: File or module name, as given.
+        content: Text of the file; empty for a module.
+    """
+
+    location: str
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin, working or broken.
+
+    Attributes:
+        name: Of the entry point, the file or the module.
+        distribution: Who brought it; "file" or "module" where nobody is installed.
+        version: Of the distribution.
+        origin: "entry point", "file" or "module".
+        location: Module, or file.
+        sha256: Hash of its source.
+        error: Why it is broken; empty where it works.
+        module: What was imported; None where that failed.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    origin: str
+    location: str
+    sha256: str = ""
+    error: str = ""
+    module: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing.
+
+    Attributes:
+        kind: One of `KINDS`.
+        name: As registered; for a member of a family, as asked for.
+        target: `"module:attribute"`, or the thing itself.
+        card: Facts about it.
+        defaults: Every parameter with its default.
+        plugin: Who brought it.
+    """
+
+    kind: str
+    name: str
+    target: Any
+    card: Any
+    defaults: Mapping[str, Any]
+    plugin: Plugin
+
+    @property
+    def is_family(self) -> bool:
+        """The name stands for many, such as "timm/<name>"."""
+        return self.name.endswith(f"/{FAMILY}")
+
+    def load(self) -> Any:
+        """The thing itself, imported now.
+
+        Raises:
+            PluginError: The target cannot be imported, or is not there.
+        """
+        if not isinstance(self.target, str) or self.kind == "suites":
+            return self.target
+        module_name, _, attribute = self.target.partition(":")
+        try:
+            module = importlib.import_module(module_name) if module_name else self.plugin.module
+            return getattr(module, attribute)
+        except Exception as error:  # a plugin's module may raise anything while it is imported
+            raise PluginError(
+                f"{self.kind[:-1]} {self.name!r}: its target {self.target!r} of plugin "
+                f"{self.plugin.name!r} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+    def settle(self, parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """All parameters, defaults filled in.
+
+        Args:
+            parameters: What somebody set.
+            where: How the message names the place that set them.
+
+        Raises:
+            PluginError: A key that the thing does not have.
+        """
+        for key in parameters:
+            if key not in self.defaults:
+                raise PluginError(
+                    f"{where}: {self.kind[:-1]} {self.name!r} has no parameter {key!r}"
+                    f"{did_you_mean(key, self.defaults)}; see 'harness show {self.name}'"
+                )
+        return {**self.defaults, **parameters}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plugins and what they brought; nothing is added after it is made.
+
+    Attributes:
+        plugins: Working and broken ones, in the order of loading.
+        entries: By kind and name; more than one where plugins contradict each other.
+        sources: Plugins that were given by file or module, to be loaded again in workers.
+        without: Plugins that were left out, for the same reason.
+    """
+
+    plugins: tuple[Plugin, ...]
+    entries: Mapping[tuple[str, str], tuple[Entry, ...]]
+    sources: tuple[PluginSource, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def names(self, kind: str) -> list[str]:
+        """The names of one kind, sorted."""
+        return sorted(name for entry_kind, name in self.entries if entry_kind == kind)
+
+    def listed(self, kind: str) -> list[Entry]:
+        """The entries of one kind, sorted by name; all sides of a clash."""
+        return [entry for name in self.names(kind) for entry in self.entries[kind, name]]
+
+    def has(self, kind: str, name: str) -> bool:
+        """Somebody registered this name, or a family that it belongs to."""
+        return (kind, name) in self.entries or (kind, _family(name)) in self.entries
+
+    def find(self, kind: str, name: str) -> Entry:
+        """The entry of a name, or of the family that it belongs to.
+
+        Raises:
+            UnknownName: Nobody registered it.
+            PluginError: Two plugins did.
+        """
+        found = self.entries.get((kind, name)) or self.entries.get((kind, _family(name)))
+        if not found:
+            raise UnknownName(self._unknown(kind, name))
+        if len(found) > 1:
+            raise PluginError(_clash(kind, name, found))
+        entry = found[0]
+        if not entry.is_family:
+            return entry
+        member = name.removeprefix(entry.name.removesuffix(FAMILY))
+        return replace(entry, name=name, defaults={**entry.defaults, "name": member})
+
+    def observers(self) -> pluggy.PluginManager:
+        """The working plugins as one pluggy manager, for the hooks that watch a run."""
+        manager = pluggy.PluginManager("harness")
+        manager.add_hookspecs(hookspecs)
+        for plugin in self.plugins:
+            if not plugin.error:
+                manager.register(plugin.module, f"{plugin.distribution}:{plugin.name}")
+        return manager
+
+    def _unknown(self, kind: str, name: str) -> str:
+        hint = did_you_mean(name, self.names(kind))
+        broken = [plugin for plugin in self.plugins if plugin.error]
+        quotes = "".join(
+            f"\n  broken plugin {plugin.name!r} may have held it: {plugin.error}"
+            for plugin in broken
+        )
+        return f"{kind[:-1]} {name!r} is not known{hint}; see 'harness ls {kind}'{quotes}"
+
+
+def load_plugins(
+    extra: Sequence[PluginSource | str] = (), *, without: Iterable[str] = ()
+) -> Registry:
+    """The registry of all installed plugins and of those given by file or module.
+
+    `HARNESS_PLUGINS` names the entry points to load, separated by commas, where it is set;
+    `HARNESS_STRICT_PLUGINS=1` turns a broken plugin into an error, for authors.
+
+    Args:
+        extra: Files or modules, as `--plugin` gives them.
+        without: Names, or `distribution:name`, of plugins to leave out.
+
+    Raises:
+        PluginError: A file of `extra` is missing, or a plugin is broken and the mode is strict.
+    """
+    sources = tuple(_source(item) for item in extra)
+    left_out = set(without)
+    found = [*_installed(left_out), *(_given(source) for source in sources)]
+    plugins, entries = _collected(_without_clashes(found))
+    if os.environ.get("HARNESS_STRICT_PLUGINS") == "1":
+        for plugin in plugins:
+            if plugin.error:
+                raise PluginError(f"plugin {plugin.name!r}: {plugin.error}")
+    return Registry(tuple(plugins), MappingProxyType(entries), sources, tuple(left_out))
+
+
+def _installed(left_out: set[str]) -> Iterator[Plugin]:
+    """The entry points, each loaded by itself."""
+    allowed = os.environ.get("HARNESS_PLUGINS")
+    wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    points = sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    for point in _without_copies(points):
+        distribution = point.dist.name if point.dist else "unknown"
+        if {point.name, f"{distribution}:{point.name}"} & left_out:
+            continue
+        if wanted is not None and point.name not in wanted:
+            continue
+        plugin = Plugin(
+            point.name,
+            distribution,
+            point.dist.version if point.dist else "",
+            "entry point",
+            point.value,
+        )
+        yield _imported(plugin, point.load)
+
+
+def _without_copies(points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
+    """The entry points, once each: an editable install may be found in two folders."""
+    unique = {
+        (point.name, point.value, point.dist.name if point.dist else ""): point for point in points
+    }
+    return list(unique.values())
+
+
+def _source(item: PluginSource | str) -> PluginSource:
+    if isinstance(item, PluginSource):
+        return item
+    path = Path(item)
+    if path.suffix != ".py":
+        return PluginSource(item)
+    if not path.is_file():
+        raise PluginError(f"--plugin {item}: no such file; give the path of a .py file or a module")
+    return PluginSource(item, path.read_text(encoding="utf-8"))
+
+
+def _given(source: PluginSource) -> Plugin:
+    """A plugin by file, from its content, or by module."""
+    if not source.content and not source.location.endswith(".py"):
+        plugin = Plugin(source.location, "module", "", "module", source.location)
+        return _imported(plugin, lambda: importlib.import_module(source.location))
+    name = Path(source.location).stem
+    content_hash = hashing.of_bytes(source.content.encode())
+    plugin = Plugin(name, "file", "", "file", source.location, content_hash)
+    return _imported(plugin, lambda: _executed(source, name))
+
+
+def _executed(source: PluginSource, name: str) -> ModuleType:
+    """The module that a file's content makes, under a stable name so that pickles find it."""
+    module = ModuleType(f"harness_file_plugin_{name}")
+    module.__file__ = source.location
+    sys.modules[module.__name__] = module
+    exec(compile(source.content, source.location, "exec"), module.__dict__)  # noqa: S102 - a plugin is code that the user asked to run
+    return module
+
+
+def _imported(plugin: Plugin, load: Callable[[], Any]) -> Plugin:
+    """The plugin with its module and hash, or with the error that broke it."""
+    try:
+        module = load()
+        _check_hooks(module)
+        return replace(plugin, module=module, sha256=plugin.sha256 or _hash(module))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken plugin never stops the others
+        return replace(plugin, error=_told(error))
+
+
+def _check_hooks(module: Any) -> None:
+    manager = pluggy.PluginManager("harness")
+    manager.add_hookspecs(hookspecs)
+    known = list(vars(manager.hook))
+    manager.register(module)
+    for name in vars(module):
+        if manager.parse_hookimpl_opts(module, name) is not None and name not in known:
+            raise PluginError(f"unknown hook {name!r}{did_you_mean(name, known)}")
+    manager.check_pending()
+
+
+def _hash(module: Any) -> str:
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.name == "__init__.py":
+        return hashing.of_sources(file.parent, file.parent.rglob("*.py"))
+    return hashing.of_file(file) if file.is_file() else ""
+
+
+def _told(error: BaseException) -> str:
+    """The error with the last place of the plugin's own code that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "pluggy" not in frame.filename and frame.line]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
+    """The plugins, those that share a name marked as broken."""
+    owners: dict[str, list[Plugin]] = {}
+    for plugin in plugins:
+        owners.setdefault(plugin.name, []).append(plugin)
+    return [
+        replace(plugin, error=plugin.error or _same_name(owners[plugin.name]))
+        if len(owners[plugin.name]) > 1
+        else plugin
+        for plugin in plugins
+    ]
+
+
+def _same_name(owners: list[Plugin]) -> str:
+    who = " and ".join(f"{owner.distribution} ({owner.location})" for owner in owners)
+    remedy = f"--no-plugin {owners[-1].distribution}:{owners[-1].name}"
+    return f"{who} both bring a plugin named {owners[0].name!r}; leave one out with {remedy}"
+
+
+def _collected(
+    plugins: list[Plugin],
+) -> tuple[list[Plugin], dict[tuple[str, str], tuple[Entry, ...]]]:
+    """What each working plugin registers, each called alone; a body that raises breaks it."""
+    entries: dict[tuple[str, str], tuple[Entry, ...]] = {}
+    kept = []
+    for plugin in plugins:
+        if plugin.error:
+            kept.append(plugin)
+            continue
+        try:
+            own = _registered(plugin)
+        except Exception as error:  # noqa: BLE001 - a broken plugin never stops the others
+            kept.append(replace(plugin, error=_told(error)))
+            continue
+        kept.append(plugin)
+        for entry in own:
+            key = (entry.kind, entry.name)
+            entries[key] = (*entries.get(key, ()), entry)
+    return kept, entries
+
+
+def _registered(plugin: Plugin) -> list[Entry]:
+    """The entries of one plugin."""
+    manager = pluggy.PluginManager("harness")
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin.module)
+    entries: list[Entry] = []
+    for kind in KINDS:
+        getattr(manager.hook, f"register_{kind}")(register=_register(plugin, kind, entries))
+    return entries
+
+
+def _register(plugin: Plugin, kind: str, entries: list[Entry]) -> Callable[..., None]:
+    def register(
+        name: str,
+        target: Any,
+        *,
+        card: Any = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        if any(entry.name == name for entry in entries if entry.kind == kind):
+            raise PluginError(f"registers {kind[:-1]} {name!r} twice")
+        _check_name(name, kind)
+        own = MappingProxyType(dict(defaults or {}))
+        entries.append(Entry(kind, name, target, card, own, plugin))
+
+    return register
+
+
+def _check_name(name: str, kind: str) -> None:
+    legal = set("abcdefghijklmnopqrstuvwxyz0123456789-_.+/@")
+    plain = name.removesuffix(FAMILY)
+    if not plain or set(plain.lower()) - legal or ".." in name or name.startswith("/"):
+        raise PluginError(
+            f"registers {kind[:-1]} {name!r}; "
+            "a name is made of letters, digits and any of - _ . + /"
+        )
+
+
+def _family(name: str) -> str:
+    return f"{name.partition('/')[0]}/{FAMILY}"
+
+
+def _clash(kind: str, name: str, found: Sequence[Entry]) -> str:
+    who = " and ".join(
+        f"{entry.plugin.distribution} (plugin {entry.plugin.name!r})" for entry in found
+    )
+    last = found[-1].plugin
+    return (
+        f"{kind[:-1]} {name!r} is brought by {who}; "
+        f"leave one out with --no-plugin {last.distribution}:{last.name}"
+    )

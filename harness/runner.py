@@ -1,0 +1,297 @@
+"""A run: train what has no weights, open each cell, do its missing shards, score the rows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness import checkpoints, plan, provenance
+from harness.api import RunEnd, RunStart, ShardEnd
+from harness.errors import HarnessError, StoreError
+from harness.flops import count_flops
+from harness.numerics import check_classifier, frozen, resolve_device, use_exact_float32
+from harness.observers import Observers
+from harness.scoring import Cell, collect, score
+from harness.store import CellFolder, Store
+from harness.trust import model_flags
+from harness.weights import Trainer, Weights, obtain, trained
+from harness.workbench import CellSpec, Job, Workbench
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from harness.plan import Contender
+    from harness.plugins import Registry
+    from harness.store import Shard
+    from harness.suite import Suite
+
+CHECKED = 16
+"""Images on which a model is checked before any attack."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run.
+
+    Attributes:
+        suite: What is measured.
+        contenders: On which rows.
+        out: The run folder.
+        seed: Of training and attacks.
+        limit: First images of the suite that are used; None for all.
+        device: "auto", "cpu", "cuda" ...
+        executor: Registered name.
+        workers: Processes that the executor may use.
+        batch_size: Most images of one pass.
+        data_dir: Local copies of data sets.
+        saves_all: Keep all adversarial images.
+        flags: What is known of the rows beforehand, such as "other-attacks".
+    """
+
+    suite: Suite
+    contenders: tuple[Contender, ...]
+    out: Path
+    seed: int = 0
+    limit: int | None = None
+    device: str = "auto"
+    executor: str = "inline"
+    workers: int = 1
+    batch_size: int = 128
+    data_dir: Path | None = None
+    saves_all: bool = False
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+        rows: The table, one object for each row that could be scored.
+        cells: The same rows with their records.
+        errors: What went wrong, by row.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    cells: tuple[Cell, ...]
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A request and what it is done with."""
+
+    request: Request
+    registry: Registry
+    observers: Observers
+    bench: Workbench
+    shards: tuple[Shard, ...]
+
+    @property
+    def trainer(self) -> Trainer:
+        request = self.request
+        return Trainer(
+            suite=request.suite,
+            registry=self.registry,
+            store=Store(request.out),
+            bench=self.bench,
+            seed=request.seed,
+            device=request.device,
+            data_dir=request.data_dir,
+            told=self.observers.epoch_finished,
+        )
+
+
+def run(request: Request, registry: Registry, observers: Sequence[object] = ()) -> Result:
+    """Do all of a request that is not done yet; the same request again goes on where it was.
+
+    Args:
+        request: What is to be run.
+        registry: Plugins.
+        observers: Objects with some of the watching hooks, beside those of plugins.
+
+    Raises:
+        StoreError: The run folder cannot be written.
+        DataError: The images cannot be loaded.
+    """
+    current = _start(request, registry, observers)
+    cells, errors = _opened(current)
+    jobs = [Job(cell, shard) for cell in cells for shard in _missing(current, cell)]
+    current.observers.run_started(
+        RunStart(
+            suite=request.suite.name,
+            models=tuple(cell.contender.row for cell in cells),
+            shards=len(jobs),
+            finished=len(cells) * len(current.shards) - len(jobs),
+        )
+    )
+    errors |= _done(current, jobs)
+    found = [collect(CellFolder(cell.folder), current.shards, request.flags) for cell in cells]
+    scored = tuple(cell for cell in found if cell.records)
+    rows = tuple(score(request.suite, cell, registry) for cell in scored)
+    current.observers.run_finished(RunEnd(request.suite.name, rows))
+    return Result(rows, scored, errors)
+
+
+def train(
+    request: Request, registry: Registry, observers: Sequence[object] = ()
+) -> dict[str, Path]:
+    """Train what has no weights yet, and nothing else; the folder of each row's weights."""
+    current = _start(request, registry, observers)
+    return {
+        contender.row: trained(current.trainer, contender)
+        for contender in request.contenders
+        if contender.recipe
+    }
+
+
+def _start(request: Request, registry: Registry, observers: Sequence[object]) -> _Run:
+    use_exact_float32()
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    Store(request.out).check_writable()
+    card = registry.find("datasets", request.suite.data.name).card
+    ids = plan.sample_ids(request.suite, card)
+    return _Run(
+        request,
+        registry,
+        Observers(registry, observers),
+        Workbench(registry),
+        tuple(plan.shards(ids, request.suite.shard_size, request.limit)),
+    )
+
+
+def _opened(current: _Run) -> tuple[list[CellSpec], dict[str, str]]:
+    """The cells whose models can be attacked, and why the others cannot."""
+    cells, errors = [], {}
+    for contender in current.request.contenders:
+        try:
+            cells.append(_open(current, contender))
+        except StoreError:
+            raise
+        except HarnessError as error:
+            errors[contender.row] = str(error)
+    return cells, errors
+
+
+def _open(current: _Run, contender: Contender) -> CellSpec:
+    """One cell, its model checked and its facts written down when it is new."""
+    request, suite = current.request, current.request.suite
+    data = current.bench.data(suite.data.name, suite.data.split, request.data_dir)
+    weights = obtain(current.trainer, contender)
+    draft = _spec(request, contender, weights, request.out)
+    model = None if weights.sha256 else current.bench.model(draft)
+    ingredients = plan.cell_ingredients(
+        suite,
+        contender,
+        current.registry,
+        fingerprint=data.fingerprint,
+        weights=weights.sha256 if model is None else checkpoints.state_hash(model),
+        seed=request.seed,
+    )
+    folder = Store(request.out).cell(plan.key(ingredients))
+    cell = _spec(request, contender, weights, folder.path)
+    if folder.manifest() is None:
+        facts = _checked(current, cell, model or current.bench.model(cell))
+        accepted = suite.data.fingerprints
+        if accepted and data.fingerprint not in accepted:
+            facts["flags"].append("other-data")
+        folder.write_manifest(
+            {
+                **_description(current, contender, weights, ingredients),
+                **facts,
+            }
+        )
+    return cell
+
+
+def _spec(request: Request, contender: Contender, weights: Weights, folder: Path) -> CellSpec:
+    return CellSpec(
+        folder=folder,
+        suite=request.suite,
+        contender=contender,
+        weights=weights.path,
+        sha256=weights.sha256,
+        seed=request.seed,
+        device=request.device,
+        batch_size=request.batch_size,
+        data_dir=request.data_dir,
+        saves_all=request.saves_all,
+    )
+
+
+def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
+    """Facts and flags of a model, or an error before any attack starts."""
+    row = cell.contender.row
+    card = current.registry.find("datasets", cell.suite.data.name).card
+    ids = [sample for shard in current.shards for sample in shard.ids][:CHECKED]
+    samples = current.bench.samples(cell, tuple(ids))
+    with frozen(model):
+        check_classifier(model, samples.images, card.num_classes, row)
+        flags = model_flags(model, samples, current.registry.find("objectives", "ce").load())
+        flops = count_flops(model, card.image_shape, row)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    active = getattr(model, "active_parameters", lambda: total)()
+    facts = {"parameters": total, "active_parameters": active, "flops": flops}
+    return {"facts": facts, "flags": flags}
+
+
+def _description(
+    current: _Run, contender: Contender, weights: Weights, ingredients: dict[str, Any]
+) -> dict[str, Any]:
+    request = current.request
+    device = resolve_device(request.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "row": contender.row,
+        "model": contender.model,
+        "recipe": contender.recipe,
+        "suite": {"name": request.suite.name, "version": request.suite.version},
+        "protocol": request.suite.protocol,
+        "weights": {"sha256": ingredients["weights"], "source": weights.source},
+        "ingredients": ingredients,
+        "provenance": provenance.collect(
+            current.registry, device=name, threads=torch.get_num_threads()
+        ),
+    }
+
+
+def _missing(current: _Run, cell: CellSpec) -> list[Shard]:
+    folder = CellFolder(cell.folder)
+    return [
+        shard
+        for shard in current.shards
+        if not folder.has(shard) or (cell.saves_all and not folder.has_images(shard))
+    ]
+
+
+def _done(current: _Run, jobs: Sequence[Job]) -> dict[str, str]:
+    """Do the jobs; the first error of each row."""
+    if not jobs:
+        return {}
+    request = current.request
+    execute = current.registry.find("executors", request.executor).load()
+    folders = {(job.cell.contender.row, job.shard.index): job for job in jobs}
+    errors: dict[str, str] = {}
+    for end in execute(jobs, registry=current.registry, workers=request.workers):
+        if end.error:
+            errors.setdefault(end.model, end.error)
+        _log(folders[end.model, end.shard], end)
+        current.observers.shard_finished(end)
+    return errors
+
+
+def _log(job: Job, end: ShardEnd) -> None:
+    """Write a shard's end into the events of its cell."""
+    CellFolder(job.cell.folder).log(
+        "shard-failed" if end.error else "shard-finished",
+        shard=job.shard.name,
+        images=end.images,
+        seconds=round(end.seconds, 3),
+        error=end.error,
+    )

@@ -1,0 +1,81 @@
+"""From records to rows: metrics are pure functions, and nothing here runs a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.api import Evidence
+from harness.flags import record_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.plugins import Registry
+    from harness.records import Record, Value
+    from harness.store import CellFolder, Shard
+    from harness.suite import Suite
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is known of one row.
+
+    Attributes:
+        key: Name of its folder.
+        manifest: What it is.
+        records: Of all its finished shards.
+        flags: How they were made.
+    """
+
+    key: str
+    manifest: Mapping[str, Any]
+    records: tuple[Record, ...]
+    flags: tuple[str, ...]
+
+
+def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = ()) -> Cell:
+    """A cell's finished records, and the flags of how they were made.
+
+    Args:
+        folder: Of the cell.
+        shards: Those that were asked for.
+        flags: What is known beforehand.
+    """
+    manifest = folder.manifest() or {}
+    finished = [shard for shard in shards if folder.has(shard)]
+    known = [*manifest.get("flags", []), *flags]
+    if len(finished) < len(shards):
+        known.append("missing-images")
+    records = [record for shard in finished for record in folder.read(shard)]
+    return Cell(folder.path.name, manifest, tuple(records), tuple(known))
+
+
+def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
+    """One row: names, every metric of the suite by name, flags."""
+    evidence = Evidence(
+        records=cell.records,
+        epsilons={epsilon.text: epsilon.value for epsilon in suite.epsilons},
+        headline=suite.headline,
+        facts=cell.manifest["facts"],
+    )
+    row: dict[str, Any] = {
+        "model": cell.manifest["row"],
+        "recipe": cell.manifest["recipe"],
+        "protocol": cell.manifest["protocol"],
+    }
+    for name in suite.metrics:
+        entry = registry.find("metrics", name)
+        values: Sequence[Value] = entry.load()(evidence)
+        row[name.replace("-", "_")] = (
+            {value.epsilon: value.to_json() for value in values}
+            if entry.card.by_epsilon
+            else values[0].to_json()
+        )
+    controls = [
+        attack.label
+        for attack in suite.attacks
+        if registry.find("attacks", attack.name).card.control
+    ]
+    row["flags"] = [*cell.flags, *record_flags(cell.records, controls)]
+    return row

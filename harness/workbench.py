@@ -1,0 +1,183 @@
+"""What every executor's process does: open a cell once, then evaluate its shards."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from harness import checkpoints
+from harness.api import ShardEnd
+from harness.building import build_model
+from harness.cell import BoundAttack, Findings, Protocol, Setting, evaluate
+from harness.data import ImageData, load_images
+from harness.errors import HarnessError, StoreError
+from harness.numerics import frozen, resolve_device, use_exact_float32
+from harness.store import CellFolder, Shard
+from harness.tensors import Samples
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.plan import Contender
+    from harness.plugins import Registry
+    from harness.suite import Suite
+
+GALLERY = 8
+"""Images of each cell that are always kept, for the report."""
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """One cell, as it travels to a worker.
+
+    Attributes:
+        folder: Where its records go.
+        suite: What is measured.
+        contender: On which row.
+        weights: File of weights; empty where building the model brings them.
+        sha256: Of that file.
+        seed: Of attacks, and of the model's initialisation.
+        device: Name of the device; "auto" is settled in each worker.
+        batch_size: Most images of one pass.
+        data_dir: Local copies of data sets.
+        saves_all: Keep all adversarial images, not only the gallery's.
+    """
+
+    folder: Path
+    suite: Suite
+    contender: Contender
+    weights: str
+    sha256: str
+    seed: int
+    device: str
+    batch_size: int
+    data_dir: Path | None
+    saves_all: bool = False
+
+
+class Job(NamedTuple):
+    """One shard of one cell."""
+
+    cell: CellSpec
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Performs jobs in one process, with the model of the last cell kept open.
+
+    Attributes:
+        registry: Plugins of this process.
+    """
+
+    registry: Registry
+    _open: dict[Path, Setting] = field(default_factory=dict)
+    _data: dict[tuple[str, str], ImageData] = field(default_factory=dict)
+
+    def perform(self, job: Job) -> ShardEnd:
+        """Evaluate one shard and write it down.
+
+        Returns:
+            With the error where the model, a plugin or memory failed it.
+
+        Raises:
+            StoreError: The folder cannot be written: no other shard could be either.
+        """
+        start = time.monotonic()
+        tell = partial(ShardEnd, job.cell.contender.row, job.shard.index, images=len(job.shard.ids))
+        try:
+            self._perform(job)
+        except StoreError:
+            raise
+        except HarnessError as error:
+            return tell(seconds=time.monotonic() - start, error=str(error))
+        return tell(seconds=time.monotonic() - start)
+
+    def samples(self, cell: CellSpec, ids: tuple[int, ...]) -> Samples:
+        """Some images of a cell's suite, on its device."""
+        data = self.data(cell.suite.data.name, cell.suite.data.split, cell.data_dir)
+        found = data.samples(torch.tensor(ids, dtype=torch.int64))
+        device = resolve_device(cell.device)
+        return Samples(*(tensor.to(device) for tensor in found))
+
+    def data(self, name: str, split: str, data_dir: Path | None) -> ImageData:
+        """All images of a split, loaded once."""
+        if (name, split) not in self._data:
+            self._data[name, split] = load_images(self.registry, name, split, data_dir=data_dir)
+        return self._data[name, split]
+
+    def model(self, cell: CellSpec) -> nn.Module:
+        """A cell's model with its weights, on its device."""
+        card = self.registry.find("datasets", cell.suite.data.name).card
+        model = build_model(
+            self.registry,
+            cell.contender.model,
+            num_classes=card.num_classes,
+            image_shape=card.image_shape,
+            seed=cell.seed,
+        )
+        if cell.weights:
+            checkpoints.load_weights(model, Path(cell.weights), sha256=cell.sha256)
+        return model.to(resolve_device(cell.device))
+
+    def _perform(self, job: Job) -> None:
+        use_exact_float32()
+        cell = job.cell
+        if cell.folder not in self._open:
+            self._open.clear()
+            self._open[cell.folder] = self._setting(cell)
+        setting = self._open[cell.folder]
+        with frozen(setting.model):
+            samples = self.samples(cell, job.shard.ids)
+            findings = evaluate(setting, samples)
+        folder = CellFolder(cell.folder)
+        _keep_images(folder, job, samples, findings)
+        folder.write(job.shard, findings.records)
+
+    def _setting(self, cell: CellSpec) -> Setting:
+        suite, find = cell.suite, self.registry.find
+        return Setting(
+            model=self.model(cell),
+            attacks=[
+                BoundAttack(
+                    attack.label,
+                    find("attacks", attack.name).load(),
+                    find("objectives", attack.objective).load(),
+                    attack.parameters,
+                )
+                for attack in suite.attacks
+            ],
+            probes=[find("probes", name).load() for name in suite.probes],
+            threats=suite.threats(),
+            protocol=Protocol(suite.protocol),
+            seed=cell.seed,
+            batch_size=cell.batch_size,
+        )
+
+
+def _keep_images(folder: CellFolder, job: Job, samples: Samples, findings: Findings) -> None:
+    if job.shard.index == 0:
+        folder.write_images("gallery", _packed(samples, findings, GALLERY))
+    if job.cell.saves_all:
+        folder.write_images(job.shard.name, _packed(samples, findings, len(samples.ids)))
+
+
+def _packed(samples: Samples, findings: Findings, count: int) -> bytes:
+    """An npz of the first images: ids, labels, clean, and `attack@epsilon` for each attack."""
+    arrays: dict[str, Any] = {
+        "ids": samples.ids[:count].cpu().numpy(),
+        "labels": samples.labels[:count].cpu().numpy(),
+        "clean": samples.images[:count].cpu().numpy(),
+    }
+    for (attack, epsilon), images in findings.adversarial.items():
+        arrays[f"{attack}@{epsilon.replace('/', '_')}"] = images[:count].cpu().numpy()
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,119 @@
+"""Attacks and the objectives that they climb."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.api import AttackCard, Card, hookimpl
+
+if TYPE_CHECKING:
+    from harness.api import Parameters, Register
+
+MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083"
+
+
+def _passes(parameters: Parameters) -> int:
+    """Forward passes of an image that survives all steps of all restarts."""
+    return int(parameters["restarts"]) * (int(parameters["steps"]) + 1)
+
+
+@hookimpl
+def register_attacks(register: Register) -> None:
+    """Bring the controls, FGSM and PGD with its presets."""
+    register(
+        "clean",
+        "harness_attacks.controls:clean",
+        card=AttackCard("The clean image itself: a control.", control=True, passes=lambda _: 0),
+    )
+    register(
+        "noise",
+        "harness_attacks.controls:noise",
+        card=AttackCard(
+            "A random image at distance epsilon: a control.", control=True, passes=lambda _: 0
+        ),
+    )
+    register(
+        "fgsm",
+        "harness_attacks.fgsm:fgsm",
+        card=AttackCard(
+            "One full step along the gradient at the clean image.",
+            source="Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572",
+            fidelity="exact",
+            passes=lambda _: 1,
+        ),
+    )
+    for name, changes, card in _presets():
+        register(name, "harness_attacks.pgd:pgd", card=card, defaults={**PGD, **changes})
+
+
+PGD = {
+    "steps": 40,
+    "relative_step_size": 0.1,
+    "restarts": 1,
+    "init": "random",
+    "stop": "first",
+}
+
+
+def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
+    """Each preset of PGD: its name, what differs, its card."""
+    plain: list[tuple[str, dict[str, object], AttackCard]] = [
+        (
+            f"pgd-{steps}",
+            {"steps": steps, "relative_step_size": 0.25},
+            AttackCard(
+                f"PGD with {steps} steps of epsilon / 4 from a random start.",
+                source=MADRY,
+                fidelity="inferred",
+                note="2/255 at epsilon 8/255, the step that the evaluations of RT-ER and AdvMoE "
+                "share; they judge the last iterate, here the first that fools counts",
+                passes=_passes,
+            ),
+        )
+        for steps in (10, 20, 50)
+    ]
+    return [
+        (
+            "pgd",
+            {},
+            AttackCard(
+                "Projected gradient descent.",
+                source=MADRY,
+                fidelity="exact",
+                note="an image that is fooled leaves the race, which changes no verdict",
+                passes=_passes,
+            ),
+        ),
+        *plain,
+        (
+            "pgd-40-vmoe",
+            {"steps": 40, "relative_step_size": 1 / 40, "init": "clean"},
+            AttackCard(
+                "PGD with 40 steps of epsilon / 40 from the clean image.",
+                source="google-research/vmoe, the attack of arXiv 2210.10253 (eq. 5)",
+                fidelity="repaired",
+                note="clipped to valid pixels, which the released code is not; any fooling "
+                "iterate counts, not only the last",
+                passes=_passes,
+            ),
+        ),
+    ]
+
+
+@hookimpl
+def register_objectives(register: Register) -> None:
+    """Bring cross-entropy and the margin."""
+    register(
+        "ce",
+        "harness_attacks.objectives:cross_entropy",
+        card=Card("Cross-entropy of each image, never averaged over the batch."),
+    )
+    register(
+        "margin",
+        "harness_attacks.objectives:negative_margin",
+        card=Card(
+            "The best other logit minus the label's: above 0 the image is fooled.",
+            source="Carlini & Wagner, 2017, https://arxiv.org/abs/1608.04644 (f6)",
+            note="without their constant kappa",
+        ),
+    )

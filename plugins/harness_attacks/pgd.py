@@ -1,0 +1,116 @@
+"""Projected gradient descent (Madry et al., 2018, https://arxiv.org/abs/1706.06083)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from harness.api import AttackError, ThreatModel
+from harness.tensors import Images, Labels, Mask, Noise, Objective, is_fooled
+
+Init = Literal["random", "clean"]
+Stop = Literal["first", "never"]
+
+
+def pgd(  # noqa: PLR0913 - the parameters of the algorithm
+    objective: Objective,
+    images: Images,
+    labels: Labels,
+    threat: ThreatModel,
+    *,
+    noise: Noise,
+    steps: int = 40,
+    relative_step_size: float = 0.1,
+    restarts: int = 1,
+    init: Init = "random",
+    start: Sequence[Images] | None = None,
+    stop: Stop = "first",
+) -> Images:
+    """Climb the objective inside the ball; an image that is fooled leaves the race.
+
+    Unlike the paper, the first fooling iterate is returned, not the last: the same images are
+    fooled, and the rest of their steps is saved. `stop="never"` returns the last iterate of the
+    last restart.
+
+    Args:
+        objective: Loss to climb, bound to the labels of `images`.
+        images: Clean images in [0, 1].
+        labels: Correct classes.
+        threat: Ball to stay in.
+        noise: Where each random restart begins.
+        steps: Gradient steps of each restart.
+        relative_step_size: Length of one step, as a fraction of epsilon.
+        restarts: Starting points tried for each image.
+        init: "random" begins anywhere in the ball, "clean" at the image itself.
+        start: The points themselves, one batch for each restart; replaces `init`.
+        stop: "first" lets fooled images leave, "never" runs all steps.
+
+    Returns:
+        One candidate for each image, inside the ball. The harness, not the attack, decides
+        which of them fool the model.
+
+    Raises:
+        AttackError: `init` or `stop` is not known, or the points of `start` do not fit.
+    """
+    _check(images, init, start, stop, restarts)
+    adversarial = images.clone()
+    live = torch.arange(len(images), device=images.device)
+    step_size = relative_step_size * threat.epsilon
+
+    for restart in range(restarts):
+        clean = images[live]
+        candidates = _begin(restart, live, clean, threat, noise, init, start)
+        for step in range(steps + 1):  # the last pass only scores what the last step reached
+            bound = objective.rows(live)
+            if step == steps:
+                score = bound.score(candidates)
+            else:
+                score, gradient = bound.gradient(candidates)
+            adversarial[live] = candidates
+
+            fighting = _fighting(score.logits, labels[live], stop)
+            live, clean, candidates = live[fighting], clean[fighting], candidates[fighting]
+            if len(live) == 0:
+                return adversarial
+            if step < steps:
+                ascent = step_size * threat.steepest(gradient[fighting])
+                candidates = threat.project(candidates + ascent, clean)
+
+    return adversarial
+
+
+def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that are left
+    restart: int,
+    live: torch.Tensor,
+    clean: Images,
+    threat: ThreatModel,
+    noise: Noise,
+    init: Init,
+    start: Sequence[Images] | None,
+) -> Images:
+    if start is not None:
+        return threat.project(start[restart][live], clean)
+    if init == "clean":
+        return clean
+    return threat.around(clean, noise.rows(live).uniform(restart))
+
+
+def _fighting(logits: torch.Tensor, labels: Labels, stop: Stop) -> Mask:
+    """The images that go on."""
+    fooled = is_fooled(logits, labels)
+    return torch.ones_like(fooled) if stop == "never" else ~fooled
+
+
+def _check(
+    images: Images, init: str, start: Sequence[Images] | None, stop: str, restarts: int
+) -> None:
+    if init not in ("random", "clean"):
+        raise AttackError(f"init {init!r} is not known; write 'random' or 'clean'")
+    if stop not in ("first", "never"):
+        raise AttackError(f"stop {stop!r} is not known; write 'first' or 'never'")
+    if start is not None and [point.shape for point in start] != [images.shape] * restarts:
+        raise AttackError(
+            f"start must hold {restarts} batches of shape {tuple(images.shape)}, one a restart"
+        )

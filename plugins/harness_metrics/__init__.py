@@ -1,0 +1,69 @@
+"""Metrics: the columns of the table; and probes: numbers taken on attacked images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.api import Card, MetricCard, hookimpl
+
+if TYPE_CHECKING:
+    from harness.api import Register
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    """Bring accuracies, the area under the curve, and cost."""
+    register(
+        "clean-accuracy",
+        "harness_metrics.accuracy:clean_accuracy",
+        card=MetricCard("Share of images that the model has right.", title="clean"),
+    )
+    register(
+        "robust-accuracy",
+        "harness_metrics.accuracy:robust_accuracy",
+        card=MetricCard(
+            "Share of all images that the model has right on the clean image and under every "
+            "attack.",
+            title="robust",
+            by_epsilon=True,
+        ),
+    )
+    register(
+        "auc",
+        "harness_metrics.accuracy:area_under_curve",
+        card=MetricCard(
+            "Area under robust accuracy over epsilon by the trapezoid rule, from clean accuracy "
+            "at 0, divided by the largest epsilon.",
+            title="AUC",
+        ),
+    )
+    register(
+        "parameters",
+        "harness_metrics.cost:parameters",
+        card=MetricCard("Parameters in all.", unit="count", title="parameters"),
+    )
+    register(
+        "active-parameters",
+        "harness_metrics.cost:active_parameters",
+        card=MetricCard("Parameters that work for one image.", unit="count", title="active"),
+    )
+    register(
+        "gflops",
+        "harness_metrics.cost:gflops",
+        card=MetricCard(
+            "Operations of one image's forward pass in units of 10^9, multiply and add counted "
+            "apart.",
+            unit="GFLOPs",
+            title="GFLOPs",
+        ),
+    )
+
+
+@hookimpl
+def register_probes(register: Register) -> None:
+    """Bring the confidence probe."""
+    register(
+        "confidence",
+        "harness_metrics.probes:confidence",
+        card=Card("Softmax probability of the label, on the clean and on the attacked image."),
+    )

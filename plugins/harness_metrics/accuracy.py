@@ -1,0 +1,55 @@
+"""Accuracies, over all images (STYLE: correct on clean and on every attack, per image)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.api import Evidence, Value
+from harness.stats import mean, share
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def clean_accuracy(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of images that the model has right."""
+    correct = {record.sample: record.is_correct for record in evidence.records}
+    return (share(sum(correct.values()), len(correct)),)
+
+
+def robust_accuracy(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of all images that no attack fools, at each epsilon."""
+    robust = robust_bits(evidence)
+    return tuple(
+        share(sum(bits.values()), len(bits), epsilon=epsilon) for epsilon, bits in robust.items()
+    )
+
+
+def area_under_curve(evidence: Evidence) -> tuple[Value, ...]:
+    """The area under robust accuracy over epsilon, as a share of the largest epsilon.
+
+    Each image has a curve of its own, 1 where it is robust, and the area is their mean, so that
+    its interval is that of a mean over images.
+    """
+    radii = [0.0, *evidence.epsilons.values()]
+    correct = {record.sample: record.is_correct for record in evidence.records}
+    robust = robust_bits(evidence)
+    areas = [
+        _trapezoids(radii, [is_right, *(bits[sample] for bits in robust.values())])
+        for sample, is_right in correct.items()
+    ]
+    return (mean(areas),)
+
+
+def robust_bits(evidence: Evidence) -> dict[str, dict[int, bool]]:
+    """For each epsilon, which samples survive every attack."""
+    bits: dict[str, dict[int, bool]] = {epsilon: {} for epsilon in evidence.epsilons}
+    for record in evidence.records:
+        at_epsilon = bits[record.epsilon]
+        at_epsilon[record.sample] = at_epsilon.get(record.sample, True) and record.is_robust
+    return bits
+
+
+def _trapezoids(radii: Sequence[float], heights: Sequence[float]) -> float:
+    pieces = zip(radii, radii[1:], heights, heights[1:], strict=False)
+    return sum((right - left) * (a + b) / 2 for left, right, a, b in pieces) / radii[-1]
