@@ -63,5 +63,7 @@ def build_model(
                 f"{image_shape} raised {type(error).__name__}: {error}"
             ) from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model {name}: {entry.target!r} returned {model!r}, no torch.nn.Module")
+        raise ModelError(
+            f"model {name}: its builder returned {type(model).__name__}, no torch.nn.Module"
+        )
     return model

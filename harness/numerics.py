@@ -211,15 +211,17 @@ def check_classifier(model: Classifier, images: Images, num_classes: int, name: 
             f"{name}: {training[0]} stays in training mode after eval(); "
             "do not override train() or set training=True inside the model"
         )
+    padded = _padded(images)
     try:
-        logits = predict(model, images, batch_size=ROW_GROUP)
+        with torch.no_grad():
+            logits = model(padded)
     except Exception as error:
         shape = tuple(images.shape[1:])
         raise ModelError(
             f"{name}: the forward pass of images of shape {shape} in [0, 1] raised "
             f"{type(error).__name__}: {error}; resize inside the model if it wants another size"
         ) from error
-    _check_logits(logits, (len(images), num_classes), name)
+    _check_logits(logits, (len(padded), num_classes), name)
 
 
 def _check_logits(logits: object, shape: tuple[int, int], name: str) -> None:

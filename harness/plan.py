@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness import hashing
-from harness.errors import UnknownName, UsageError
+from harness.errors import UsageError
 from harness.store import Shard
 from harness.suite import ModelSpec, Suite
 
@@ -95,10 +95,7 @@ def _named(suite: Suite, name: str, registry: Registry) -> list[ModelSpec]:
     listed = [spec for spec in suite.models if spec.name == name]
     if listed:
         return listed
-    try:
-        registry.find("models", name)
-    except UnknownName as error:
-        raise UnknownName(f"--model {error}") from error
+    registry.find("models", name)
     return [ModelSpec(name, suite.recipe)]
 
 

@@ -134,7 +134,7 @@ class Entry:
             if key not in self.defaults:
                 raise PluginError(
                     f"{where}: {self.kind[:-1]} {self.name!r} has no parameter {key!r}"
-                    f"{did_you_mean(key, self.defaults)}; see 'harness show {self.name}'"
+                    f"{did_you_mean(key, self.defaults, see=f'harness show {self.name}')}"
                 )
         return {**self.defaults, **parameters}
 
@@ -195,13 +195,13 @@ class Registry:
         return manager
 
     def _unknown(self, kind: str, name: str) -> str:
-        hint = did_you_mean(name, self.names(kind))
+        hint = did_you_mean(name, self.names(kind), see=f"harness ls {kind}")
         broken = [plugin for plugin in self.plugins if plugin.error]
         quotes = "".join(
             f"\n  broken plugin {plugin.name!r} may have held it: {plugin.error}"
             for plugin in broken
         )
-        return f"{kind[:-1]} {name!r} is not known{hint}; see 'harness ls {kind}'{quotes}"
+        return f"{kind[:-1]} {name!r} is not known{hint}{quotes}"
 
 
 def load_plugins(

@@ -140,8 +140,8 @@ def find_suite(name: str, registry: Registry) -> Suite:
     if not registry.has("suites", name):
         known = [*shipped, *registry.names("suites")]
         raise SuiteError(
-            f"suite {name!r} is not known{did_you_mean(name, known)}; "
-            "see 'harness ls suites', or give a .toml file"
+            f"suite {name!r} is not known{did_you_mean(name, known, see='harness ls suites')}, "
+            "or give a .toml file"
         )
     return read_suite(Path(registry.find("suites", name).target), registry)
 

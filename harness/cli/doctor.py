@@ -24,7 +24,7 @@ def doctor(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Check versions, device, data, folders, plugins and arithmetic; wanted in bug reports."""
-    known = opt.registry(plugin, no_plugin)
+    known = opt.registry(plugin, no_plugin, warn=False)
     from harness.selfcheck import arithmetic, machine
 
     broken = [item for item in known.plugins if item.error]

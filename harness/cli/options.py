@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.output import complain
 from harness.errors import UsageError
 from harness.plan import Contender, contenders, sample_ids, with_attacks
 from harness.plugins import Registry, load_plugins
@@ -75,8 +76,10 @@ WithoutOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def registry(plugins: list[str] | None, without: list[str] | None) -> Registry:
-    """The plugins of this command; whoever is left out must exist."""
+def registry(
+    plugins: list[str] | None, without: list[str] | None, *, warn: bool = True
+) -> Registry:
+    """The plugins of this command; whoever is left out must exist, who is broken is named."""
     found = load_plugins(plugins or [], without=without or [])
     everybody = load_plugins(plugins or []) if without else found
     known = {plugin.name for plugin in everybody.plugins}
@@ -84,6 +87,9 @@ def registry(plugins: list[str] | None, without: list[str] | None) -> Registry:
     for name in without or []:
         if name not in known:
             raise UsageError(f"--no-plugin {name}: no such plugin; see 'harness plugins'")
+    for plugin in found.plugins if warn else ():
+        if plugin.error:
+            complain(f"plugin {plugin.name!r} is broken: {plugin.error}", kind="warning")
     return found
 
 

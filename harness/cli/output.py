@@ -40,7 +40,7 @@ def print_table(
     """Print a table on stdout, as wide as it needs where no terminal limits it."""
     table = Table(title=title or None, caption=caption or None, title_justify="left")
     for place, head in enumerate(heads):
-        table.add_column(escape(head), overflow="fold", justify="left" if place == 0 else "default")
+        table.add_column(escape(head), overflow="fold", no_wrap=place == 0)
     for line in lines:
         table.add_row(*(escape(text) for text in line))
     console = Console()

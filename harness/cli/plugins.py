@@ -15,7 +15,7 @@ def plugins(
     as_json: opt.JsonOption = False,
 ) -> None:
     """List the plugins: what each brings, or why it is broken."""
-    known = opt.registry(plugin, no_plugin)
+    known = opt.registry(plugin, no_plugin, warn=False)
     rows = [_described(item, known) for item in known.plugins]
     if as_json:
         print_json(rows)

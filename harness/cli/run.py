@@ -62,7 +62,7 @@ def run(
     with TerminalProgress() as progress:
         result = runner.run(request, known, [progress])
     for row, error in result.errors.items():
-        complain(f"{row}: {error}")
+        complain(error if row in error else f"{row}: {error}")
     if as_json:
         content = {"suite": chosen.name, "protocol": chosen.protocol, "rows": list(result.rows)}
         print_json(content)

@@ -30,7 +30,7 @@ def show(
     if not found:
         everything = [*shipped_suites(), *(item for kind in KINDS for item in known.names(kind))]
         raise UnknownName(
-            f"nothing is called {name!r}{did_you_mean(name, everything)}; see 'harness ls'"
+            f"nothing is called {name!r}{did_you_mean(name, everything, see='harness ls models')}"
         )
     if as_json:
         print_json(found[0] if len(found) == 1 else found)

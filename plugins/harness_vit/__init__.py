@@ -21,7 +21,7 @@ def register_models(register: Register) -> None:
             source="Dosovitskiy et al., 2021, https://arxiv.org/abs/2010.11929, in timm's form",
             sizes=(8,),
         ),
-        defaults={"patch_size": 2, "width": 48, "depth": 4, "heads": 4},
+        defaults={"patch_size": 2, "width": 48, "depth": 3, "heads": 4},
     )
     register(
         "timm/<name>",
