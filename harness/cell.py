@@ -156,7 +156,8 @@ def _sweep(
         live = (~settled).nonzero()[:, 0]
         records = [_carried(record, epsilon) for record in records]
         if len(live) > 0:
-            fresh, points[live] = _attacked(setting, attack, samples, live, clean_logits, threat)
+            batch = Samples(samples.ids[live], samples.images[live], samples.labels[live])
+            fresh, points[live] = _attacked(setting, attack, batch, clean_logits[live], threat)
             for row, record in zip(live.tolist(), fresh, strict=True):
                 records[row] = replace(record, epsilon=epsilon)
             fooled = torch.tensor([not record.is_robust for record in records])
@@ -200,13 +201,11 @@ def _carried(record: Record, epsilon: str) -> Record:
 def _attacked(
     setting: Setting,
     attack: BoundAttack,
-    samples: Samples,
-    live: Rows,
+    batch: Samples,
     clean_logits: Logits,
     threat: ThreatModel,
 ) -> tuple[list[Record], Images]:
     """Run one attack on some images at one epsilon, judge it, and write down what happened."""
-    batch = Samples(samples.ids[live], samples.images[live], samples.labels[live])
     ledger = Ledger(len(batch.ids), batch.images.device)
     proposal = _propose(setting, attack, batch, threat, ledger)
     verdict = _judge(setting, proposal, batch, threat)
@@ -215,10 +214,10 @@ def _attacked(
         batch.labels,
         batch.images,
         verdict.images,
-        clean_logits[live],
+        clean_logits,
         verdict.logits,
     )
-    records = _clean_records(attack.label, batch, clean_logits[live])
+    records = _clean_records(attack.label, batch, clean_logits)
     return _described(records, verdict, ledger, threat, batch, _measured(setting, observed)), (
         verdict.images
     )

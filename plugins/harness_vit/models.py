@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import timm
+import torch
 from timm.data.config import resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ class Normalised(nn.Module):
         super().__init__()
         self.inner = inner
         self.size = size
-        self.register_buffer("mean", Tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", Tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Images) -> Logits:
         """Resize where needed, normalise, classify."""

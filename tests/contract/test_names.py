@@ -1,0 +1,66 @@
+"""Every registered name can be loaded, and its card says what it is."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from harness.plugins import KINDS, load_plugins
+from harness.suite import find_suite, shipped_suites
+from harness.tensors import Observation, Outcome
+from harness.testing import LinearModel
+
+ENTRIES = [entry for kind in KINDS for entry in load_plugins().listed(kind)]
+IDS = [f"{entry.kind}:{entry.name}" for entry in ENTRIES]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
+def test_the_target_of_a_name_can_be_called(entry):
+    assert callable(entry.load())
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
+def test_the_card_of_a_name_says_in_a_sentence_what_it_is(entry):
+    assert entry.card.summary.endswith(".")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
+def test_every_default_is_a_parameter_of_the_target(entry):
+    parameters = inspect.signature(entry.load()).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    assert takes_any or set(entry.defaults) <= set(parameters)
+
+
+@pytest.mark.parametrize("name", load_plugins().names("objectives"))
+def test_an_objective_gives_one_number_an_image_that_grows_towards_an_error(registry, name):
+    loss = registry.find("objectives", name).load()
+    logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+
+    right, wrong = loss(Outcome(logits, torch.tensor([0, 0]))).tolist()
+
+    assert right < wrong
+
+
+@pytest.mark.parametrize("name", load_plugins().names("probes"))
+def test_a_probe_gives_one_finite_number_an_image(registry, name):
+    model = LinearModel()
+    images = torch.rand(4, 3, 8, 8)
+    observation = Observation(
+        model, torch.ones(4, dtype=torch.int64), images, images, model(images), model(images)
+    )
+
+    measured = registry.find("probes", name).load()(observation)
+
+    assert measured
+    assert all(values.shape == (4,) and values.isfinite().all() for values in measured.values())
+
+
+@pytest.mark.parametrize("name", list(shipped_suites()))
+def test_a_shipped_suite_can_be_read_and_is_named_as_its_file(registry, name):
+    suite = find_suite(name, registry)
+
+    assert suite.name == name
+    assert suite.data.fingerprints

@@ -1,0 +1,52 @@
+"""Operations, against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.errors import ModelError
+from harness.flops import count_flops
+
+
+def test_a_linear_layer_counts_two_for_each_weight():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+
+    # 48 * 10 products, each with its addition; the bias is not counted
+    assert count_flops(model, (3, 4, 4), "linear") == 960
+
+
+def test_a_convolution_counts_two_for_each_weight_and_place():
+    model = nn.Conv2d(3, 8, 3, padding=1)
+
+    # 2 * (3 * 3 * 3 weights) * 8 channels * 16 places
+    assert count_flops(model, (3, 4, 4), "convolution") == 6912
+
+
+class Attention(nn.Module):
+    def forward(self, images):
+        tokens = images.flatten(2)
+        return functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def test_fused_attention_counts_both_of_its_products():
+    # 3 tokens of width 16: scores 2 * 3 * 3 * 16, mixture the same
+    assert count_flops(Attention(), (3, 4, 4), "attention") == 2 * 288
+
+
+def test_batch_norm_and_relu_count_as_nothing():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2)).eval()
+
+    assert count_flops(model, (3, 4, 4), "free") == 0
+
+
+class Unusual(nn.Module):
+    def forward(self, images):
+        return torch.fft.fft2(images).abs()
+
+
+def test_an_operator_without_a_formula_is_refused_with_the_remedy():
+    with pytest.raises(ModelError, match="register_flop_formula"):
+        count_flops(Unusual(), (3, 4, 4), "unusual")

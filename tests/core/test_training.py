@@ -1,0 +1,216 @@
+"""The training loop: exact resume, no NaN, schedules, augmentation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.errors import CheckpointError, TrainingError
+from harness.tensors import Noise
+from harness.threat import ThreatModel
+from harness.training import (
+    Batch,
+    Phase,
+    Progress,
+    Training,
+    TrainingContext,
+    TrainingData,
+    cosine,
+    fit,
+    new_fabric,
+    translated,
+    unchanged,
+    warmed_up,
+)
+from harness.weights import _attack_named
+
+COUNT = 40
+
+
+class Stopped(Exception):  # noqa: N818 - it stands for no error
+    """Stands for a kill between two epochs."""
+
+
+def data():
+    labels = torch.arange(COUNT) % 4
+    speckle = Noise(3, torch.arange(COUNT), (1, 8, 8)).uniform(0) * 60
+    images = 64 * labels[:, None, None, None] + 30 + speckle.abs()
+    return TrainingData(images.to(torch.uint8), labels)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 4)
+    )
+
+
+def train(folder, registry, *, loss=None, told=lambda event: None, epochs=3, held_out=None):
+    """Train a small network; its state and the numbers of its epochs."""
+    fabric = new_fabric(torch.device("cpu"))
+    model = network()
+    context = TrainingContext(
+        fabric.setup_module(model),
+        COUNT,
+        5,
+        _attack_named(registry),
+        lambda name: registry.find("objectives", name).load(),
+    )
+    optimizer = torch.optim.AdamW(context.model.parameters(), lr=0.01)
+    default = partial(plain_loss, context.model)
+    training = Training(
+        phases=[Phase(optimizer, loss or default)],
+        epochs=epochs,
+        batch_size=8,
+        schedule=warmed_up(0.2),
+        augment=translated(1),
+    )
+    progress = Progress(folder / "checkpoint.pt", "small", told)
+    history = fit(fabric, training, context, data(), held_out, progress)
+    return model.state_dict(), history
+
+
+def plain_loss(model: nn.Module, batch: Batch):
+    return functional.cross_entropy(model(batch.images), batch.labels)
+
+
+def stop_after(epoch):
+    def told(event):
+        if event.epoch == epoch:
+            raise Stopped
+
+    return told
+
+
+def test_the_loss_falls(tmp_path, registry):
+    _, history = train(tmp_path, registry, epochs=15)
+
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path, registry):
+    first, _ = train(tmp_path / "a", registry)
+    second, _ = train(tmp_path / "b", registry)
+
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, registry, epoch):
+    unbroken, numbers = train(tmp_path / "a", registry)
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "b", registry, told=stop_after(epoch))
+    resumed, resumed_numbers = train(tmp_path / "b", registry)
+
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert resumed_numbers == numbers
+
+
+def test_a_resumed_training_does_not_repeat_finished_epochs(tmp_path, registry):
+    seen = []
+    with pytest.raises(Stopped):
+        train(tmp_path, registry, told=stop_after(2))
+
+    train(tmp_path, registry, told=lambda event: seen.append(event.epoch))
+
+    assert seen == [3]
+
+
+def test_the_global_random_state_is_left_as_it_was(tmp_path, registry):
+    network()
+    expected = torch.rand(1)
+
+    train(tmp_path, registry)  # builds the network first, too
+
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_loss_that_is_nan_stops_the_training_and_keeps_the_last_checkpoint(tmp_path, registry):
+    calls = []
+
+    def explode(batch):
+        calls.append(1)
+        scale = float("nan") if len(calls) > 7 else 0.0
+        return torch.zeros(1, requires_grad=True).sum() + scale
+
+    # five batches an epoch: the eighth is in epoch 2, step 3
+    with pytest.raises(TrainingError, match=r"epoch 2, step 3.*lower the learning rate"):
+        train(tmp_path, registry, loss=explode)
+
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path, registry):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+
+    with pytest.raises(CheckpointError, match="remove it to train from the start"):
+        train(tmp_path, registry)
+
+
+def test_held_out_images_are_reported_and_change_nothing(tmp_path, registry):
+    without, _ = train(tmp_path / "a", registry)
+    with_them, history = train(tmp_path / "b", registry, held_out=data())
+
+    assert 0 <= history[0]["validation_accuracy"] <= 1
+    assert all(torch.equal(without[name], with_them[name]) for name in without)
+
+
+def test_attacking_in_training_leaves_modes_statistics_and_gradients(tmp_path, registry):
+    model = network().train()
+    context = TrainingContext(
+        model,
+        COUNT,
+        0,
+        _attack_named(registry),
+        lambda name: registry.find("objectives", name).load(),
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = data().pixels.float() / 255
+    batch = Batch(images, data().labels, Noise(0, torch.arange(COUNT), (1, 8, 8)))
+    threat = ThreatModel("linf", 0.1)
+
+    attacked = context.attack("pgd", batch, threat, steps=2, stop="never")
+
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert threat.contains(attacked, images).all()
+    assert not torch.equal(attacked, images)
+
+
+def test_the_cosine_goes_from_one_to_zero():
+    # half way: 0.5 * (1 + cos(pi / 2)) = 0.5
+    assert [cosine(0), cosine(0.5), cosine(1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_the_warm_up_rises_linearly_and_then_follows_the_cosine():
+    schedule = warmed_up(0.2)
+
+    # 0.1 is half of the rise; 0.6 is half of what is left
+    assert [schedule(0.1), schedule(0.2), schedule(0.6)] == pytest.approx([0.5, 1, 0.5])
+
+
+def test_translation_moves_whole_images_by_at_most_the_given_pixels():
+    images = torch.zeros(64, 1, 7, 7)
+    images[:, :, 3, 3] = 1
+    noise = Noise(0, torch.arange(64), (1, 7, 7))
+
+    moved = translated(2)(images, noise)
+
+    places = moved[:, 0].flatten(1).argmax(dim=1)
+    rows, columns = places // 7, places % 7
+    assert moved.sum() == 64
+    assert set(rows.tolist()) == {1, 2, 3, 4, 5}
+    assert set(columns.tolist()) == {1, 2, 3, 4, 5}
+
+
+def test_no_augmentation_gives_the_images_as_they_are():
+    images = torch.rand(2, 1, 3, 3)
+
+    assert unchanged(images, Noise(0, torch.arange(2), (1, 3, 3))) is images
