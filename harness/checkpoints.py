@@ -7,6 +7,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,16 +110,24 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     """
     if not sha256:
         raise CheckpointError(f"{url}: its card states no sha256; add one, or use --weights FILE")
+    if not is_url(url):
+        raise CheckpointError(f"{url}: no address on the web; use --weights FILE for a file")
     path = folder / f"{sha256[:16]}-{Path(url).name}"
     if not path.exists():
         try:
-            with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - the scheme is checked by _is_url
+            with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - the scheme is checked above
                 buffer = io.BytesIO()
                 shutil.copyfileobj(answer, buffer)
-        except (urllib.error.URLError, OSError) as error:
+        except (urllib.error.URLError, OSError, ValueError, HTTPException) as error:
             raise CheckpointError(
                 f"{url}: cannot be fetched: {error}; fetch it elsewhere and give --weights FILE"
             ) from error
+        found = hashing.of_bytes(buffer.getvalue())
+        if found != sha256:
+            raise CheckpointError(
+                f"{url}: what came has sha256 {found}, {sha256} was expected; nothing was kept: "
+                "fetch it elsewhere and give --weights FILE"
+            )
         write_atomically(path, buffer.getvalue())
     return path
 
@@ -138,7 +147,7 @@ def _state(content: bytes, path: Path) -> dict[str, Tensor]:
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a Git LFS pointer, not weights; run 'git lfs pull'")
-    if content[:2] == b"PK" or content[:1] == b"\x80":
+    if _is_pickle(content):
         return _unpickled(content, path)
     try:
         return load_safetensors(content)
@@ -146,6 +155,13 @@ def _state(content: bytes, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: no safetensors file and no PyTorch checkpoint: {error}"
         ) from error
+
+
+def _is_pickle(content: bytes) -> bool:
+    """A zip archive or a bare pickle; safetensors have a brace after 8 bytes of length."""
+    if content[8:9] == b"{":
+        return False
+    return content[:4] == b"PK\x03\x04" or content[:1] == b"\x80"
 
 
 def _unpickled(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -161,7 +177,7 @@ def _unpickled(content: bytes, path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
-        isinstance(value, torch.Tensor) for value in loaded.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
         raise CheckpointError(f"{path}: holds no state dict, a table of tensors by name")
     return loaded
@@ -174,7 +190,7 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     if missing or foreign:
         raise CheckpointError(
             f"{path}: weights of another model: {_some('missing', missing)}"
-            f"{_some('unexpected', foreign)}"
+            f"{_some('unexpected', foreign)}name the model that they were saved from"
         )
     for name, value in state.items():
         if value.shape != own[name].shape:

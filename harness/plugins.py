@@ -114,7 +114,7 @@ class Entry:
         try:
             module = importlib.import_module(module_name) if module_name else self.plugin.module
             return getattr(module, attribute)
-        except Exception as error:  # a plugin's module may raise anything while it is imported
+        except (Exception, SystemExit) as error:  # a plugin may do anything while it is imported
             raise PluginError(
                 f"{self.kind[:-1]} {self.name!r}: its target {self.target!r} of plugin "
                 f"{self.plugin.name!r} cannot be loaded: {type(error).__name__}: {error}"
@@ -221,13 +221,18 @@ def load_plugins(
     """
     sources = tuple(_source(item) for item in extra)
     left_out = set(without)
-    found = [*_installed(left_out), *(_given(source) for source in sources)]
+    given = [plugin for plugin in map(_given, sources) if not _is_left_out(plugin, left_out)]
+    found = [*_installed(left_out), *given]
     plugins, entries = _collected(_without_clashes(found))
     if os.environ.get("HARNESS_STRICT_PLUGINS") == "1":
         for plugin in plugins:
             if plugin.error:
                 raise PluginError(f"plugin {plugin.name!r}: {plugin.error}")
-    return Registry(tuple(plugins), MappingProxyType(entries), sources, tuple(left_out))
+    return Registry(tuple(plugins), MappingProxyType(entries), sources, tuple(sorted(left_out)))
+
+
+def _is_left_out(plugin: Plugin, left_out: set[str]) -> bool:
+    return bool({plugin.name, f"{plugin.distribution}:{plugin.name}"} & left_out)
 
 
 def _installed(left_out: set[str]) -> Iterator[Plugin]:
@@ -267,7 +272,10 @@ def _source(item: PluginSource | str) -> PluginSource:
         return PluginSource(item)
     if not path.is_file():
         raise PluginError(f"--plugin {item}: no such file; give the path of a .py file or a module")
-    return PluginSource(item, path.read_text(encoding="utf-8"))
+    try:
+        return PluginSource(item, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise PluginError(f"--plugin {item}: not UTF-8 text: {error}") from error
 
 
 def _given(source: PluginSource) -> Plugin:
@@ -321,7 +329,8 @@ def _hash(module: Any) -> str:
 def _told(error: BaseException) -> str:
     """The error with the last place of the plugin's own code that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "pluggy" not in frame.filename and frame.line]
+    ours = (str(Path(__file__).parent), "pluggy", "importlib")
+    own = [frame for frame in frames if not any(part in frame.filename for part in ours)]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {error}{place}"
 
@@ -357,7 +366,7 @@ def _collected(
             continue
         try:
             own = _registered(plugin)
-        except Exception as error:  # noqa: BLE001 - a broken plugin never stops the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a broken one stops no others
             kept.append(replace(plugin, error=_told(error)))
             continue
         kept.append(plugin)

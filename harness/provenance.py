@@ -66,6 +66,11 @@ def collect(registry: Registry, *, device: str, threads: int) -> dict[str, Any]:
             "threads": threads,
             "precision": "float32",
         },
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_placeless(argument) for argument in sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _placeless(argument: str) -> str:
+    """A word of the command line; of an absolute path only the name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument

@@ -88,7 +88,7 @@ class CellFolder:
         end = {"count": body.count("\n"), "sha256": hashing.of_bytes(body.encode())}
         content = (body + hashing.canonical_json(end) + "\n").encode()
         path = self._file(shard)
-        if not self.has(shard):
+        if _checked(path) is None:
             write_atomically(path, content)
         elif path.read_bytes() != content:
             self.log("non-determinism", shard=shard.name, sha256=hashing.of_bytes(content))
@@ -112,9 +112,9 @@ class CellFolder:
         """All events of all processes; a torn last line is left out."""
         found = []
         for path in sorted(self.path.glob("events-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError):
-                    found.append(json.loads(line))
+            for line in path.read_bytes().split(b"\n"):
+                with suppress(ValueError):
+                    found += [item for item in [json.loads(line)] if isinstance(item, dict)]
         return found
 
     def _file(self, shard: Shard) -> Path:
@@ -218,7 +218,7 @@ class _explained:  # noqa: N801 - reads as a verb where it is used
 def _checked(path: Path) -> list[str] | None:
     """The lines of a shard file but the last, if that one confirms them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
     body, _, end = text.removesuffix("\n").rpartition("\n")
@@ -226,8 +226,9 @@ def _checked(path: Path) -> list[str] | None:
         told = json.loads(end)["sha256"]
     except (ValueError, KeyError, TypeError):
         return None
-    body += "\n" if body else ""
-    return body.splitlines() if told == hashing.of_bytes(body.encode()) else None
+    if told != hashing.of_bytes((body + "\n" if body else "").encode()):
+        return None
+    return body.split("\n") if body else []
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:

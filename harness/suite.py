@@ -312,7 +312,7 @@ def _check(suite: Suite, where: str) -> None:
         if labels.count(label) > 1:
             raise SuiteError(f"{where}: two attacks are labelled {label!r}; give one a 'label'")
     texts = [epsilon.text for epsilon in suite.epsilons]
-    if len(set(texts)) < len(texts):
+    if len({epsilon.value for epsilon in suite.epsilons}) < len(texts):
         raise SuiteError(f"{where}: an epsilon is listed twice")
     if suite.headline not in texts:
         raise SuiteError(
@@ -327,11 +327,16 @@ def _data(table: _Table, registry: Registry) -> DataSpec:
     name = _known("datasets", [table.take("name", str)], table, registry)[0]
     splits = registry.find("datasets", name).card.splits
     samples = table.take("samples", list, [])
-    if not all(isinstance(item, int) for item in samples) or len(set(samples)) < len(samples):
-        raise SuiteError(f"{table.where}: samples must be different whole numbers")
+    split = table.choice("split", splits, "test")
+    if len(set(samples)) < len(samples) or not all(
+        type(item) is int and 0 <= item < splits[split] for item in samples
+    ):
+        raise SuiteError(
+            f"{table.where}: samples must be different whole numbers from 0 to {splits[split] - 1}"
+        )
     spec = DataSpec(
         name=name,
-        split=table.choice("split", splits, "test"),
+        split=split,
         train=table.choice("train", splits, "train"),
         validation=table.choice("validation", ["", *splits], ""),
         fingerprints=table.strings("fingerprints", ()),

@@ -34,7 +34,7 @@ def radius(written: object) -> float:
     0.2
     """
     match = _RADIUS.fullmatch(str(written).replace(" ", ""))
-    if match is None or isinstance(written, bool) or match[2] in ("0", "00"):
+    if match is None or (match[2] is not None and int(match[2]) == 0):
         raise UsageError(f'epsilon {written!r} is no number; write "8/255" or 0.5')
     return float(match[1]) / int(match[2] or 1)
 
@@ -92,7 +92,9 @@ class ThreatModel:
         """The direction of unit norm along which the loss grows fastest; 0 where it is flat."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / _column(self.size(gradient)).clamp(min=1e-12)
+        largest = _column(gradient.flatten(1).abs().amax(dim=1))  # tiny gradients do not underflow
+        scaled = gradient / largest.masked_fill(largest == 0, 1)
+        return scaled / _column(self.size(scaled)).clamp(min=1e-12)
 
     def around(self, clean: Images, noise: Images) -> Images:
         """The allowed image that noise in [-1, 1] points to, for each clean one.

@@ -12,6 +12,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from safetensors.torch import save as save_safetensors
 from safetensors.torch import save_file
 from torch import nn
 
@@ -354,9 +355,32 @@ def test_an_address_where_nobody_answers_is_explained(tmp_path, closed):
     assert isinstance(told.value.__cause__, URLError)
 
 
-def test_a_file_address_that_leads_nowhere_is_explained(tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone\.bin: cannot be fetched"):
-        fetch((tmp_path / "gone.bin").as_uri(), ANY_HASH, tmp_path)
+@pytest.mark.parametrize("address", ["file:///gone.bin", "not a url"])
+def test_what_is_no_address_on_the_web_is_refused(tmp_path, address):
+    with pytest.raises(CheckpointError, match="use --weights FILE for a file"):
+        fetch(address, ANY_HASH, tmp_path)
+
+
+def test_a_download_with_another_hash_is_refused_and_not_kept(tmp_path, server):
+    (tmp_path / "web" / "model.bin").write_bytes(b"something else")
+
+    with pytest.raises(CheckpointError, match="nothing was kept"):
+        fetch(f"{server}/model.bin", ANY_HASH, tmp_path / "fetched")
+
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_safetensors_whose_length_looks_like_a_pickle_are_read(tmp_path):
+    # 105 tensors of these names make a header whose length has the low byte 0x80
+    layers = nn.ParameterDict({f"layer{j}": nn.Parameter(torch.zeros(1)) for j in range(105)})
+    states = {f"layer{j}.weight": torch.zeros(1) for j in range(105)}
+    content = save_safetensors(states)
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(content)
+
+    assert content[:1] == b"\x80"
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        load_weights(layers, path)
 
 
 def test_an_address_without_a_hash_is_refused_before_anything_is_fetched(tmp_path, server):

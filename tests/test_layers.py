@@ -1,0 +1,47 @@
+"""Import directions, seen in a fresh process; the contracts themselves are import-linter's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LIGHT = [
+    "harness",
+    "harness.api",
+    "harness.plugins",
+    "harness.suite",
+    "harness.plan",
+    "harness.forecast",
+    "harness.store",
+    "harness.scoring",
+    "harness.leaderboard",
+    "harness.cli.app",
+    "harness_attacks",
+    "harness_cnn",
+    "harness_datasets",
+    "harness_metrics",
+    "harness_recipes",
+    "harness_vit",
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_is_right_of_the_border_or_only_lists_imports_no_torch(module):
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+
+    assert done.returncode == 0
+
+
+def test_loading_all_plugins_imports_no_torch():
+    code = (
+        "import sys; from harness.plugins import load_plugins; load_plugins(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+
+    assert done.returncode == 0
