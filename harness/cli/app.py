@@ -43,9 +43,6 @@ def main() -> None:
     except HarnessError as error:
         complain(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        complain("interrupted; nothing that was finished is lost: the same command goes on")
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)

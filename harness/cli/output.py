@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,6 +28,16 @@ def complain(message: str, kind: str = "error") -> None:
 def note(message: str) -> None:
     """Say on stderr what is going on."""
     Console(stderr=True, soft_wrap=True).print(escape(message), highlight=False)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Answer Ctrl-C with what it means for the work done so far; typer alone would say nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain("interrupted; nothing that was finished is lost: the same command goes on")
+        raise typer.Exit(130) from None
 
 
 def print_json(content: Any) -> None:

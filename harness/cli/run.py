@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from harness.cli import options as opt
-from harness.cli.output import complain, print_json, print_table
+from harness.cli.output import complain, print_json, print_table, resumable
 from harness.errors import UsageError
 from harness.plugins import Registry
 from harness.suite import Suite
@@ -59,7 +59,7 @@ def run(
         saves_all=save_adversarial,
         flags=opt.flags_of(chosen, attack, limit, known),
     )
-    with TerminalProgress() as progress:
+    with resumable(), TerminalProgress() as progress:
         result = runner.run(request, known, [progress])
     for row, error in result.errors.items():
         complain(error if row in error else f"{row}: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from harness.cli import options as opt
-from harness.cli.output import print_json, print_table
+from harness.cli.output import print_json, print_table, resumable
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
     request = runner.Request(
         suite=chosen, contenders=rows, out=out, seed=seed, device=device, data_dir=data
     )
-    with TerminalProgress() as progress:
+    with resumable(), TerminalProgress() as progress:
         folders = runner.train(request, known, [progress])
     found = {row: checkpoints.read_card(folder) or {} for row, folder in folders.items()}
     if as_json:

@@ -15,21 +15,21 @@ def start(folder, *arguments):
     import sys
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HARNESS_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness", *map(str, arguments)],
-        cwd=folder,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (folder / "stderr.txt").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", *map(str, arguments)],
+            cwd=folder,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
 
 
 def wait_for(folder, pattern, process):
     """Until a file that matches is there."""
     end = time.monotonic() + 120
     while not list(folder.glob(pattern)):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, (folder / "stderr.txt").read_text()
         assert time.monotonic() < end
         time.sleep(0.005)
 
@@ -69,7 +69,8 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tiny, tmp_path):
     process = start(tmp_path, "run", "--suite", tiny)
     wait_for(tmp_path, "runs/weights/*/checkpoint.pt", process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    process.wait(timeout=30)
+    err = (tmp_path / "stderr.txt").read_text()
 
     assert process.returncode == 130
     assert "the same command goes on" in err
