@@ -319,7 +319,8 @@ def _measured(setting: Setting, observed: Observation) -> list[dict[str, float]]
     for probe in setting.probes:
         for name, values in probe(observed).items():
             for measure, value in zip(measures, values.tolist(), strict=True):
-                measure[name] = value
+                if -float("inf") < value < float("inf"):  # JSON holds no others
+                    measure[name] = value
     return measures
 
 

@@ -83,8 +83,8 @@ def _everything(suite: Suite, registry: Registry) -> list[ModelSpec]:
     return [*suite.models, *others]
 
 
-def _fits(card: ModelCard | None, height: int) -> bool:
-    return card is None or not card.sizes or height in card.sizes
+def _fits(card: ModelCard, height: int) -> bool:
+    return not card.sizes or height in card.sizes
 
 
 def _named(suite: Suite, name: str, registry: Registry) -> list[ModelSpec]:
@@ -100,8 +100,8 @@ def _named(suite: Suite, name: str, registry: Registry) -> list[ModelSpec]:
 
 
 def _contender(spec: ModelSpec, registry: Registry) -> Contender:
-    card: ModelCard | None = registry.find("models", spec.name).card
-    if card is not None and card.weights:
+    card: ModelCard = registry.find("models", spec.name).card
+    if card.weights:
         return Contender(spec.name, weights=card.weights, sha256=card.sha256)
     return Contender(spec.name, recipe=spec.recipe)
 
@@ -201,7 +201,7 @@ def passes(suite: Suite, registry: Registry) -> int | None:
     total = 0
     for attack in suite.attacks:
         card = registry.find("attacks", attack.name).card
-        if card is None or card.passes is None:
+        if card.passes is None:
             return None
         total += card.passes(attack.parameters)
     return total * len(suite.epsilons)

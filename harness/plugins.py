@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from harness import hashing, hookspecs
+from harness.cards import AttackCard, Card, DatasetCard, MetricCard, ModelCard
 from harness.errors import PluginError, UnknownName
 from harness.hints import did_you_mean
 
@@ -175,7 +176,7 @@ class Registry:
             PluginError: Two plugins did.
         """
         found = self.entries.get((kind, name)) or self.entries.get((kind, _family(name)))
-        if not found:
+        if not found or name.endswith(("/", f"/{FAMILY}")):
             raise UnknownName(self._unknown(kind, name))
         if len(found) > 1:
             raise PluginError(_clash(kind, name, found))
@@ -190,7 +191,7 @@ class Registry:
         manager = pluggy.PluginManager("harness")
         manager.add_hookspecs(hookspecs)
         for plugin in self.plugins:
-            if not plugin.error:
+            if not plugin.error and not manager.is_registered(plugin.module):
                 manager.register(plugin.module, f"{plugin.distribution}:{plugin.name}")
         return manager
 
@@ -399,18 +400,40 @@ def _register(plugin: Plugin, kind: str, entries: list[Entry]) -> Callable[..., 
             raise PluginError(f"registers {kind[:-1]} {name!r} twice")
         _check_name(name, kind)
         own = MappingProxyType(dict(defaults or {}))
-        entries.append(Entry(kind, name, target, card, own, plugin))
+        entries.append(Entry(kind, name, target, _card(card, kind, name), own, plugin))
 
     return register
 
 
+def _card(card: Any, kind: str, name: str) -> Any:
+    """The card as given, or the plainest of its kind that says the same."""
+    expected = _CARDS.get(kind, Card)
+    if isinstance(card, expected):
+        return card
+    plain = Card("") if card is None else card
+    if kind == "datasets" or not isinstance(plain, Card):
+        raise PluginError(
+            f"registers {kind[:-1]} {name!r} with {card!r}; give a harness.{expected.__name__}"
+        )
+    return expected(plain.summary, source=plain.source)
+
+
+_CARDS: dict[str, Any] = {
+    "models": ModelCard,
+    "attacks": AttackCard,
+    "metrics": MetricCard,
+    "datasets": DatasetCard,
+}
+
+
 def _check_name(name: str, kind: str) -> None:
     legal = set("abcdefghijklmnopqrstuvwxyz0123456789-_.+/@")
-    plain = name.removesuffix(FAMILY)
-    if not plain or set(plain.lower()) - legal or ".." in name or name.startswith("/"):
+    plain = name.removesuffix(FAMILY) if isinstance(name, str) else ""
+    deep = plain != name and plain.count("/") != 1
+    if not plain or deep or set(plain.lower()) - legal or ".." in plain or plain[0] == "/":
         raise PluginError(
-            f"registers {kind[:-1]} {name!r}; "
-            "a name is made of letters, digits and any of - _ . + /"
+            f"registers {kind[:-1]} {name!r}; a name is made of letters, digits and any of "
+            f"- _ . + / @, and that of a family is word/{FAMILY}"
         )
 
 

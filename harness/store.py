@@ -54,7 +54,7 @@ class CellFolder:
         path = self.path / "manifest.json"
         if not path.exists():
             return None
-        return _parsed(path.read_text(encoding="utf-8"), path)
+        return _parsed(path.read_bytes(), path)
 
     def write_manifest(self, content: Mapping[str, Any]) -> None:
         """Say what the cell is, once: an existing manifest stays as it is."""
@@ -231,10 +231,10 @@ def _checked(path: Path) -> list[str] | None:
     return body.split("\n") if body else []
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def _parsed(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+        content: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
         raise StoreError(
             f"{path}: not JSON: {error}; move the folder away and run again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -270,6 +271,7 @@ def _suite(table: _Table, registry: Registry) -> Suite:
             key=lambda epsilon: epsilon.value,
         )
     )
+    _check_name(name, table.where)
     suite = Suite(
         name=name,
         version=table.take("version", int),
@@ -314,6 +316,8 @@ def _check(suite: Suite, where: str) -> None:
     texts = [epsilon.text for epsilon in suite.epsilons]
     if len({epsilon.value for epsilon in suite.epsilons}) < len(texts):
         raise SuiteError(f"{where}: an epsilon is listed twice")
+    if not texts:
+        raise SuiteError(f'{where}: [threat]: epsilons is empty; write some, such as ["8/255"]')
     if suite.headline not in texts:
         raise SuiteError(
             f"{where}: [threat]: headline {suite.headline} is not one of its epsilons, "
@@ -321,6 +325,11 @@ def _check(suite: Suite, where: str) -> None:
         )
     if suite.shard_size < 1:
         raise SuiteError(f"{where}: shard_size must be at least 1")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise SuiteError(f"{where}: name {name!r} must be letters, digits and any of - _ .")
 
 
 def _data(table: _Table, registry: Registry) -> DataSpec:
@@ -349,7 +358,7 @@ def _data(table: _Table, registry: Registry) -> DataSpec:
 def _attack(table: _Table, registry: Registry) -> AttackSpec:
     name = _known("attacks", [table.take("name", str)], table, registry)[0]
     entry = registry.find("attacks", name)
-    objective = table.take("objective", str, entry.card.objective if entry.card else "ce")
+    objective = table.take("objective", str, entry.card.objective)
     _known("objectives", [objective], table, registry)
     label = table.take("label", str, name)
     try:

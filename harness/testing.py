@@ -214,8 +214,8 @@ def _check_on_meta(build: Any, num_classes: int, shape: tuple[int, int, int], na
     assert logits.shape == (2, num_classes), f"{name}: logits of shape {tuple(logits.shape)}"
 
 
-def _shape_of(card: ModelCard | None) -> tuple[int, int, int]:
-    if card is None or not card.sizes:
+def _shape_of(card: ModelCard) -> tuple[int, int, int]:
+    if not card.sizes:
         return (3, 32, 32)
     size = min(card.sizes)
     return (1 if size < 32 else 3, size, size)  # noqa: PLR2004 - the digits are grey
@@ -256,7 +256,7 @@ def check_attack(registry: Registry, name: str, *, norm: str = "linf", **paramet
         fooled = is_fooled(LinearModel()(found), samples.labels)
         if not may_fool:
             assert not fooled.any(), f"{name}: fools images that are out of reach"
-        elif entry.card is None or not entry.card.control:
+        elif not entry.card.control:
             assert fooled.all(), f"{name}: misses images within 1.05 of their distance"
 
 

@@ -38,7 +38,7 @@ def _entries(kind: str, known: Registry) -> list[dict[str, Any]]:
     return [
         {
             "name": entry.name,
-            "summary": getattr(entry.card, "summary", ""),
+            "summary": entry.card.summary,
             "plugin": f"{entry.plugin.distribution}:{entry.plugin.name}",
             "defaults": dict(entry.defaults),
         }

@@ -40,7 +40,7 @@ def show(
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    card = {} if entry.card is None else asdict(entry.card)
+    card = asdict(entry.card)
     return {
         "kind": entry.kind[:-1],
         **{key: value for key, value in card.items() if not callable(value)},

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from harness.api import AttackError, ThreatModel
 from harness.tensors import Images, Labels, Mask, Noise, Objective, is_fooled
-
-Init = Literal["random", "clean"]
-Stop = Literal["first", "never"]
 
 
 def pgd(  # noqa: PLR0913 - the parameters of the algorithm
@@ -24,9 +20,9 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     steps: int = 40,
     relative_step_size: float = 0.1,
     restarts: int = 1,
-    init: Init = "random",
+    init: str = "random",
     start: Sequence[Images] | None = None,
-    stop: Stop = "first",
+    stop: str = "first",
 ) -> Images:
     """Climb the objective inside the ball; an image that is fooled leaves the race.
 
@@ -87,7 +83,7 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
     clean: Images,
     threat: ThreatModel,
     noise: Noise,
-    init: Init,
+    init: str,
     start: Sequence[Images] | None,
 ) -> Images:
     if start is not None:
@@ -97,7 +93,7 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
     return threat.around(clean, noise.rows(live).uniform(restart))
 
 
-def _fighting(logits: torch.Tensor, labels: Labels, stop: Stop) -> Mask:
+def _fighting(logits: torch.Tensor, labels: Labels, stop: str) -> Mask:
     """The images that go on."""
     fooled = is_fooled(logits, labels)
     return torch.ones_like(fooled) if stop == "never" else ~fooled
