@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from harness import plan
+from harness.errors import UsageError
 from harness.flags import FLAGS
 from harness.report import cell_text
 from harness.scoring import Cell, collect, score
@@ -50,7 +51,11 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
 
     A row whose cell was measured more than once, with other plugins or weights, stands with the
     one that was started last.
+
+    Raises:
+        UsageError: Numbers of this suite never rank: a preview, or images outside [0, 1].
     """
+    _refuse_unranked(suite)
     card = registry.find("datasets", suite.data.name).card
     shards = tuple(plan.shards(plan.sample_ids(suite, card), suite.shard_size))
     latest: dict[str, Cell] = {}
@@ -71,6 +76,19 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
     scored.sort(key=lambda pair: _sort_key(pair[0], suite.headline))
     rows, cells = tuple(row for row, _ in scored), tuple(cell for _, cell in scored)
     return Board(suite, rows, cells, tuple(left_out))
+
+
+def _refuse_unranked(suite: Suite) -> None:
+    if suite.protocol == "descending":
+        raise UsageError(
+            f"suite {suite.name}: protocol 'descending' is a preview that never ranks; "
+            "publish a suite with 'nested' or 'independent'"
+        )
+    if suite.box == "none":
+        raise UsageError(
+            f"suite {suite.name}: box 'none' lets images leave [0, 1] and never ranks; "
+            "publish a suite with box 'pixels'"
+        )
 
 
 def publish(board: Board, out: Path, registry: Registry) -> Path:
