@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness_cnn.initial import initialise, scaled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -63,6 +65,19 @@ def resnet(context: ModelContext, *, widths: Sequence[int], blocks: Sequence[int
         blocks: Basic blocks of each stage.
     """
     return ResNet(context.image_shape[0], context.num_classes, widths=widths, blocks=blocks)
+
+
+def resnet18(context: ModelContext, *, ratio: float) -> nn.Module:
+    """ResNet-18 with the stem for small images: a 3x3 convolution and no max-pool.
+
+    Args:
+        context: Classes and channels.
+        ratio: Of the channels of every layer, stem included.
+    """
+    widths = [scaled(width, ratio) for width in (64, 128, 256, 512)]
+    model = resnet(context, widths=widths, blocks=(2, 2, 2, 2))
+    initialise(model)
+    return model
 
 
 def _stages(widths: Sequence[int], blocks: Sequence[int]) -> Iterator[nn.Module]:
