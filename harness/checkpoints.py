@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
+MISFIT = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) "
+    r"from checkpoint, the shape in current model is torch\.Size\(\[(.*?)\]\)"
+)
+"""How torch tells of a tensor whose shape is not the model's."""
+Shape = tuple[int, ...]
 
 
 def save_weights(folder: Path, model: nn.Module, card: Mapping[str, Any]) -> str:
@@ -184,23 +191,61 @@ def _unpickled(content: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    foreign = [name for name in state if name not in own]
-    if missing or foreign:
-        raise CheckpointError(
-            f"{path}: weights of another model: {_some('missing', missing)}"
-            f"{_some('unexpected', foreign)}name the model that they were saved from"
-        )
+    """Load a state as the model itself does, which may know other names for its keys."""
     for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(value.shape)}, "
-                f"the model's has {tuple(own[name].shape)}"
-            )
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
-    model.load_state_dict(dict(state))
+    before = plain_state(model)
+    content = model.state_dict()  # carries the versions of its layers, so that none is lenient
+    content.clear()
+    content.update(state)
+    try:
+        model.load_state_dict(content)
+    except RuntimeError as error:
+        model.load_state_dict(before)
+        raise CheckpointError(f"{path}: {_refusal(str(error), list(before))}") from error
+
+
+def _refusal(told: str, own: list[str]) -> str:
+    """What torch tells of a state that does not fit, in short."""
+    missing = _quoted(r"Missing key\(s\) in state_dict: (.*)", told)
+    foreign = _quoted(r"Unexpected key\(s\) in state_dict: (.*)", told)
+    if missing or foreign:
+        return (
+            f"weights of another model: {_some('missing', missing)}"
+            f"{_some('unexpected', foreign)}name the model that they were saved from"
+        )
+    shapes = {name: (_sides(file), _sides(model)) for name, file, model in MISFIT.findall(told)}
+    if not shapes:
+        return f"the model refuses these weights: {told}"
+    if counts := _classes(shapes, own[-1]):
+        theirs, ours = counts
+        return (
+            f"the file's head has {theirs} classes, the data set has {ours}; "
+            f"take a data set of {theirs} classes, or train the model by a recipe"
+        )
+    name, (file, model) = next(iter(shapes.items()))
+    return f"{name} has shape {file}, the model's has {model}"
+
+
+def _classes(shapes: Mapping[str, tuple[Shape, Shape]], last: str) -> tuple[int, int] | None:
+    """The classes of the file and of the model, where only these of the last layer differ."""
+    if {name.rpartition(".")[0] for name in shapes} != {last.rpartition(".")[0]}:
+        return None
+    if any(not file or not model or file[1:] != model[1:] for file, model in shapes.values()):
+        return None
+    counts = {(file[0], model[0]) for file, model in shapes.values()}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _quoted(pattern: str, text: str) -> list[str]:
+    """The quoted names in the line that the pattern finds."""
+    line = re.search(pattern, text)
+    return re.findall(r'"([^"]+)"', line[1]) if line else []
+
+
+def _sides(text: str) -> Shape:
+    return tuple(int(side) for side in text.split(",") if side.strip())
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -49,6 +49,12 @@ def network(seed):
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
+def under_inner(_, state, *__):
+    """Put the keys of a bare network under `inner`."""
+    for key in [key for key in state if not key.startswith("inner.")]:
+        state[f"inner.{key}"] = state.pop(key)
+
+
 def equal(one, other):
     """The models hold the same numbers."""
     return state_hash(one) == state_hash(other)
@@ -298,6 +304,43 @@ def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"0\.weight has shape \(4, 5\), .* \(4, 3\)"):
         load_weights(network(0), tmp_path / "model.safetensors")
+
+
+def test_a_head_of_other_classes_is_refused_with_both_counts(tmp_path):
+    head = {"2.weight": torch.zeros(7, 4), "2.bias": torch.zeros(7)}
+    save_file(network(0).state_dict() | head, tmp_path / "model.safetensors")
+    fresh = network(1)
+
+    with pytest.raises(CheckpointError, match=r"head has 7 classes, the data set has 2; take a"):
+        load_weights(fresh, tmp_path / "model.safetensors")
+
+    assert equal(fresh, network(1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"2.weight": torch.zeros(7, 5), "2.bias": torch.zeros(7)}, id="inputs"),
+        pytest.param({"2.weight": torch.zeros(7, 4), "0.bias": torch.zeros(7)}, id="other-layer"),
+        pytest.param({"2.weight": torch.zeros(7, 4), "2.bias": torch.zeros(8)}, id="two-counts"),
+        pytest.param({"2.bias": torch.zeros(())}, id="scalar"),
+    ],
+)
+def test_other_shapes_are_not_taken_for_a_head(tmp_path, changes):
+    save_file(network(0).state_dict() | changes, tmp_path / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"has shape \(.*\), the model's has \("):
+        load_weights(network(0), tmp_path / "model.safetensors")
+
+
+def test_a_model_may_know_other_names_for_its_weights(tmp_path):
+    save_file(network(0).state_dict(), tmp_path / "model.safetensors")
+    fresh = nn.ModuleDict({"inner": network(1)})
+    fresh.register_load_state_dict_pre_hook(under_inner)
+
+    load_weights(fresh, tmp_path / "model.safetensors")
+
+    assert equal(fresh["inner"], network(0))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
