@@ -1,0 +1,346 @@
+"""AutoPGD against the official code's own numbers, and its laws beyond the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.api import AttackError, ThreatModel
+from harness.numerics import Ledger, LossObjective
+from harness.tensors import Noise, Outcome, Samples, is_fooled
+from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
+from harness_attacks.apgd import apgd, review_intervals
+from harness_attacks.objectives import (
+    cross_entropy,
+    difference_of_logits_ratio,
+    negative_margin,
+)
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
+GOLDEN = DATA.parent / "golden" / "apgd"
+LOSSES = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
+FILES = ["apgd_ce_linf", "apgd_dlr_linf", "apgd_ce_l2", "apgd_dlr_l2"]
+
+official = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="no golden/apgd beside the folder of HARNESS_DATA"
+)
+
+
+class TinyNet(nn.Module):
+    """The fixture of the golden files: three convolutions and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1 = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.c2 = nn.Conv2d(12, 24, 3, stride=2, padding=1)
+        self.c3 = nn.Conv2d(24, 24, 3, stride=2, padding=1)
+        self.fc = nn.Linear(24, 10)
+
+    def forward(self, images):
+        features = (images - 0.5) / 0.25
+        for layer in (self.c1, self.c2, self.c3):
+            features = functional.relu(layer(features))
+        return self.fc(features.mean(dim=(2, 3)))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An objective that writes down every pass."""
+
+    inner: LossObjective
+    points: list = field(default_factory=list)
+    losses: list = field(default_factory=list)
+
+    def score(self, candidates):
+        return self._noted(candidates, self.inner.score(candidates))
+
+    def gradient(self, candidates):
+        score, gradient = self.inner.gradient(candidates)
+        return self._noted(candidates, score), gradient
+
+    def rows(self, index):
+        return Recorded(self.inner.rows(index), self.points, self.losses)
+
+    def _noted(self, candidates, score):
+        self.points.append(candidates.clone())
+        self.losses.append(score.loss)
+        return score
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One run of the official code, and all that is needed to repeat it."""
+
+    arrays: dict
+    model: nn.Module
+    samples: Samples  # those that the official code attacked
+    threat: ThreatModel
+    loss: object
+    steps: int
+
+    def replayed(self, **parameters):
+        count = len(self.samples.ids)
+        ledger = Ledger(count, torch.device("cpu"))
+        rows = torch.arange(count)
+        objective = Recorded(
+            LossObjective(self.model, self.loss, self.samples.labels, ledger, rows, count)
+        )
+        found = apgd(
+            objective,
+            self.samples.images,
+            self.samples.labels,
+            self.threat,
+            noise=Noise(0, self.samples.ids, (3, 32, 32)),
+            steps=self.steps,
+            start=[torch.from_numpy(self.arrays["r0_start"])],
+            **parameters,
+        )
+        return found, objective, ledger
+
+
+def golden(name):
+    arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+    about = json.loads(str(arrays["meta"]))
+    weights = np.load(GOLDEN / "tinynet_weights.npz")
+    model = TinyNet().eval().requires_grad_(False)
+    model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights})
+    ids = torch.from_numpy(arrays["r0_index"])
+    images = torch.from_numpy(np.load(GOLDEN / "inputs.npz")["x_uint8"]).float() / 255
+    samples = Samples(ids, images[ids], torch.from_numpy(arrays["y"])[ids])
+    threat = ThreatModel(about["norm"].lower(), about["eps"])
+    return Golden(arrays, model, samples, threat, LOSSES[about["loss"]], about["n_iter"])
+
+
+@official
+@pytest.mark.parametrize("name", FILES)
+def test_the_losses_of_all_steps_are_the_official_ones(name):
+    run = golden(name)
+
+    _, passes, _ = run.replayed(stop="never")
+
+    expected = run.arrays["r0_losses"]
+    # the ratio has a pole where first and third logit meet, which blows up the last bits of a norm
+    scale = np.maximum(np.abs(expected), 1)
+    losses = torch.stack(passes.losses).numpy()
+    np.testing.assert_allclose(losses / scale, expected / scale, rtol=0, atol=1e-4)
+
+
+@official
+@pytest.mark.parametrize("name", ["apgd_ce_linf", "apgd_ce_l2"])
+def test_the_iterates_are_the_official_ones(name):
+    run = golden(name)
+
+    _, passes, _ = run.replayed(stop="never")
+
+    points = torch.stack(passes.points)[:, run.arrays["r0_trace_rows"]].numpy()
+    np.testing.assert_allclose(points, run.arrays["r0_trace"], rtol=0, atol=1e-4)
+
+
+@official
+@pytest.mark.parametrize("stop", ["first", "never"])
+@pytest.mark.parametrize("name", FILES)
+def test_the_images_that_the_official_code_fools_are_fooled(name, stop):
+    run = golden(name)
+
+    found, _, _ = run.replayed(stop=stop)
+
+    fooled = is_fooled(run.model(found), run.samples.labels)
+    assert fooled.tolist() == run.arrays["r0_success"].tolist()
+
+
+@official
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_costs_the_passes_up_to_its_first_fooling_step(name):
+    run = golden(name)
+    first = run.arrays["r0_first_fooled_step"]
+
+    _, _, ledger = run.replayed(stop="first")
+
+    # the start is step 0 and costs a pass; -1 stands for an image that nothing fools
+    assert ledger.forwards.tolist() == np.where(first < 0, run.steps + 1, first + 1).tolist()
+
+
+@official
+@pytest.mark.parametrize("name", FILES)
+def test_without_stopping_the_last_fooling_iterate_is_returned_as_officially(name):
+    run = golden(name)
+    fooled = run.arrays["r0_success"]
+
+    found, _, _ = run.replayed(stop="never")
+
+    expected = run.arrays["x_adv"][run.arrays["r0_index"]]
+    np.testing.assert_allclose(found.numpy()[fooled], expected[fooled], rtol=0, atol=1e-4)
+
+
+def attack(samples, threat, *, loss=negative_margin, ledger=None, model=None, **parameters):
+    count = len(samples.ids)
+    objective = LossObjective(
+        model or LinearModel(),
+        loss,
+        samples.labels,
+        ledger or Ledger(count, torch.device("cpu")),
+        torch.arange(count),
+        count,
+    )
+    noise = Noise(0, samples.ids, (3, 8, 8))
+    parameters = {"steps": 20, **parameters}
+    return apgd(objective, samples.images, samples.labels, threat, noise=noise, **parameters)
+
+
+def random_case(count=64):
+    """A model with a curved boundary, and images that it gets right."""
+    torch.manual_seed(0)
+    model = ToyMoE(4, (3, 8, 8), gradient="soft").requires_grad_(False)
+    images = Noise(5, torch.arange(count), (3, 8, 8)).uniform(0) / 2 + 0.5
+    return model, Samples(torch.arange(count), images, model(images).argmax(dim=1))
+
+
+RADII = pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.2)])
+
+
+@RADII
+def test_stays_in_the_ball_and_the_pixel_range(norm, epsilon):
+    model, samples = random_case()
+    threat = ThreatModel(norm, epsilon)
+
+    found = attack(samples, threat, model=model, stop="never")
+
+    assert threat.contains(found, samples.images).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("factor", "fooled"), [(1.05, True), (0.95, False)])
+def test_fools_exactly_the_images_within_reach(norm, factor, fooled):
+    samples = linear_samples()
+
+    found = attack(samples, ThreatModel(norm, factor * linear_distance(norm)))
+
+    assert is_fooled(LinearModel()(found), samples.labels).tolist() == [fooled] * 8
+
+
+@RADII
+def test_the_same_seed_gives_the_same_images_and_changes_no_input(norm, epsilon):
+    model, samples = random_case()
+    before = samples.images.clone()
+
+    found = attack(samples, ThreatModel(norm, epsilon), model=model, restarts=2)
+    again = attack(samples, ThreatModel(norm, epsilon), model=model, restarts=2)
+
+    assert torch.equal(found, again)
+    assert torch.equal(samples.images, before)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@RADII
+def test_an_image_fares_the_same_alone_and_in_a_batch(norm, epsilon, loss):
+    model, samples = random_case(16)
+    threat = ThreatModel(norm, epsilon)
+
+    together = attack(samples, threat, model=model, loss=loss)
+    alone = [
+        attack(samples.rows(torch.tensor([row])), threat, model=model, loss=loss)
+        for row in range(16)
+    ]
+
+    assert torch.allclose(torch.cat(alone), together, atol=1e-5)
+
+
+@RADII
+def test_leaving_the_race_changes_no_verdict(norm, epsilon):
+    model, samples = random_case()
+
+    stopped = attack(samples, ThreatModel(norm, epsilon), model=model, restarts=2)
+    endured = attack(samples, ThreatModel(norm, epsilon), model=model, restarts=2, stop="never")
+
+    fooled = is_fooled(model(stopped), samples.labels)
+    assert torch.equal(fooled, is_fooled(model(endured), samples.labels))
+    assert 0 < fooled.sum() < 64
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_random_start_touches_the_sphere(norm):
+    samples, threat = linear_samples(), ThreatModel(norm, 0.05)
+
+    found = attack(samples, threat, steps=0)
+
+    assert threat.size(found - samples.images).tolist() == pytest.approx([0.05] * 8, rel=1e-5)
+
+
+def test_from_the_clean_image_the_first_step_crosses_the_ball():
+    samples, threat = linear_samples(), ThreatModel("linf", 0.05)
+
+    found = attack(samples, threat, steps=1, init="clean")
+
+    # 2 * epsilon along the gradient, which is the same in every pixel, is cut to epsilon
+    assert torch.allclose(found, samples.images - 0.05)
+
+
+def test_an_image_that_nothing_fools_is_returned_where_its_loss_is_highest():
+    model, samples = random_case()
+    threat, ledger = ThreatModel("linf", 0.01), Ledger(64, torch.device("cpu"))
+
+    found = attack(samples, threat, model=model, ledger=ledger, loss=cross_entropy, restarts=2)
+
+    logits = model(found)
+    robust = ~is_fooled(logits, samples.labels)
+    losses = cross_entropy(Outcome(logits, samples.labels))
+    assert robust.any()
+    assert torch.allclose(losses[robust], ledger.best_loss[robust], atol=1e-6)
+
+
+def test_passes_are_counted_as_the_card_says():
+    samples, ledger = linear_samples(2), Ledger(2, torch.device("cpu"))
+
+    attack(samples, ThreatModel("linf", 0.01), ledger=ledger, steps=10, restarts=3)
+
+    # 3 * (10 + 1); the last pass of a restart needs no gradient
+    assert ledger.forwards.tolist() == [33, 33]
+    assert ledger.backwards.tolist() == [30, 30]
+
+
+@pytest.mark.parametrize(
+    ("steps", "reviews"),
+    [(0, []), (1, [1]), (20, [4, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20])],
+    ids=["none", "one", "twenty"],
+)
+def test_reviews_come_ever_closer(steps, reviews):
+    # 20 steps: the interval starts at int(4.4) and shrinks by 1 down to int(1.2)
+    assert list(review_intervals(steps)) == reviews
+
+
+@pytest.mark.parametrize(
+    ("parameters", "remedy"),
+    [
+        ({"init": "zero"}, "write 'random' or 'clean'"),
+        ({"stop": "always"}, "write 'first' or 'never'"),
+        ({"start": [torch.zeros(8, 3, 8, 8)] * 2}, "1 batches of shape"),
+    ],
+    ids=["init", "stop", "start"],
+)
+def test_what_it_does_not_know_is_refused(parameters, remedy):
+    with pytest.raises(AttackError, match=remedy):
+        attack(linear_samples(), ThreatModel("linf", 0.1), **parameters)
+
+
+def test_the_difference_of_logits_ratio_ignores_scale_and_shift():
+    logits = torch.tensor([[4.0, 1.0, 3.0, 2.0], [4.0, 1.0, 3.0, 2.0]])
+    labels = torch.tensor([0, 3])
+
+    # (3 - 4) / (4 - 2) where the label leads, (4 - 2) / (4 - 2) where it is third
+    expected = pytest.approx([-0.5, 1.0])
+    assert difference_of_logits_ratio(Outcome(logits, labels)).tolist() == expected
+    assert difference_of_logits_ratio(Outcome(100 * logits + 7, labels)).tolist() == expected
+
+
+def test_the_difference_of_logits_ratio_of_two_classes_is_refused():
+    with pytest.raises(AttackError, match="at least 3 classes, got 2; take 'margin' or 'ce'"):
+        attack(linear_samples(), ThreatModel("linf", 0.1), loss=difference_of_logits_ratio)
