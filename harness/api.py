@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import pluggy
 
-from harness.cards import AttackCard, Card, DatasetCard, MetricCard, ModelCard, Parameters
+from harness.cards import (
+    AttackCard,
+    Card,
+    DatasetCard,
+    MetricCard,
+    ModelCard,
+    ObjectiveCard,
+    Parameters,
+)
 from harness.errors import (
     AttackError,
     CheckpointError,
@@ -34,17 +43,20 @@ __all__ = [
     "Box",
     "Card",
     "CheckpointError",
+    "DataContext",
     "DataError",
     "DatasetCard",
     "EpochEnd",
     "Evidence",
     "Executor",
     "HarnessError",
+    "ImageRows",
     "MetricCard",
     "ModelCard",
     "ModelContext",
     "ModelError",
     "Norm",
+    "ObjectiveCard",
     "Parameters",
     "PluginError",
     "Record",
@@ -108,6 +120,47 @@ class ModelContext:
 
 
 @dataclass(frozen=True)
+class DataContext:
+    """What a data set is asked for.
+
+    Attributes:
+        split: One of the card's.
+        card: Facts about the data set.
+        data_dir: Folder with local copies, each laid out as on the hub; None for none.
+        is_offline: Nothing may touch the network.
+        is_fetching: Files that are not here are downloaded into `data_dir`, and checked.
+        ids: Samples that are needed; None for all of the split.
+    """
+
+    split: str
+    card: DatasetCard
+    data_dir: Path | None = None
+    is_offline: bool = False
+    is_fetching: bool = False
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Where a data set's images are, and how to read them.
+
+    Attributes:
+        open: Gives a `datasets.Dataset` or `datasets.IterableDataset` in the order of the ids.
+        where: Folder or hub id, for people.
+        identity: Changes whenever the rows may have changed; decoded images are kept under it.
+            Empty where decoding is too cheap to keep them.
+        count: Number of rows, where it is known without reading them.
+        is_prefix: Reading every row is too much (they are streamed): stop at the last id.
+    """
+
+    open: Callable[[], Any]
+    where: str
+    identity: str = ""
+    count: int | None = None
+    is_prefix: bool = False
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a metric may look at: the records of one model, and facts about it.
 
@@ -115,6 +168,8 @@ class Evidence:
         records: One for each sample, attack and epsilon.
         epsilons: The grid as the suite writes it, upwards, with its values in [0, 1] units.
         headline: The epsilon by which the board is sorted.
+        protocol: How epsilons share work; under "nested" what fools an image at one epsilon
+            fools it at every larger one, also where an attack did not run there.
         facts: Numbers about the model itself: parameters, active_parameters, flops (one forward
             pass of one image, multiply and add counted apart).
     """
@@ -123,6 +178,7 @@ class Evidence:
     epsilons: Mapping[str, float]
     headline: str
     facts: Mapping[str, Any]
+    protocol: str = "independent"
 
 
 @dataclass(frozen=True)

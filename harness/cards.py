@@ -80,6 +80,23 @@ class AttackCard:
 
 
 @dataclass(frozen=True)
+class ObjectiveCard:
+    """What a loss measures.
+
+    Attributes:
+        summary: One sentence.
+        source: Paper, equation or file of the official code.
+        note: What differs from the source.
+        one_label: True where it has no meaning for images with several correct classes.
+    """
+
+    summary: str = ""
+    source: str = ""
+    note: str = ""
+    one_label: bool = False
+
+
+@dataclass(frozen=True)
 class MetricCard:
     """What a number in the table means.
 
@@ -107,12 +124,19 @@ class DatasetCard:
         source: Where the images come from.
         licence: Licence of the images.
         num_classes: Number of labels.
-        image_shape: (channel, height, width) of the canvas.
+        image_shape: (channel, height, width) of the images; height and width are 0 where they
+            differ from image to image and each suite says its canvas.
         splits: Number of images of each split.
         fingerprints: Fingerprint of each split, of the copy that the card describes.
         label_names: Names of the classes, in the order of the labels.
         image_column: Column that holds the images.
         label_column: Column that holds the labels.
+        hub_id: Name on the Hugging Face hub; empty where it is not there.
+        files: Files of each split in the hub's repository, as a pattern.
+        access: What somebody must do before the hub gives the files; empty where nothing.
+        id_pattern: Regular expression on an image's file name whose first group is its number,
+            from 1; the sample id is one less. Empty where it is the place in the split.
+        describe: Of a family: the card of a member, from what follows the family's name.
     """
 
     summary: str
@@ -125,6 +149,11 @@ class DatasetCard:
     label_column: str = "label"
     source: str = ""
     licence: str = ""
+    hub_id: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    access: str = ""
+    id_pattern: str = ""
+    describe: Callable[[str], DatasetCard] | None = None
 
 
-AnyCard = Card | ModelCard | AttackCard | MetricCard | DatasetCard
+AnyCard = Card | ModelCard | AttackCard | ObjectiveCard | MetricCard | DatasetCard

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.errors import ModelError, WorkerError
+from harness.errors import HarnessError, ModelError, WorkerError
 from harness.numerics import Ledger, LossObjective, predict
 from harness.records import Record
 from harness.tensors import (
@@ -39,6 +39,7 @@ class BoundAttack(NamedTuple):
     run: Attack
     loss: Loss
     parameters: Mapping[str, Any]
+    epsilons: tuple[str, ...] = ()  # where it runs; empty for the whole grid
 
 
 @dataclass(frozen=True)
@@ -137,26 +138,35 @@ def _refuse_nan(logits: Logits, ids: Rows) -> None:
 
 def _ranks(setting: Setting) -> Iterator[tuple[str, str]]:
     for attack in setting.attacks:
-        for epsilon in setting.threats:
+        for epsilon, _ in _grid(setting, attack):
             yield attack.label, epsilon
+
+
+def _grid(setting: Setting, attack: BoundAttack) -> list[tuple[str, ThreatModel]]:
+    """The balls in which an attack runs, upwards."""
+    return [
+        (epsilon, threat)
+        for epsilon, threat in setting.threats.items()
+        if not attack.epsilons or epsilon in attack.epsilons
+    ]
 
 
 def _sweep(
     setting: Setting, attack: BoundAttack, samples: Samples, clean_logits: Logits
 ) -> Iterator[tuple[str, list[Record], Images]]:
     """One attack over the grid: the records and the images at each epsilon."""
-    clean_errors = is_fooled(clean_logits, samples.labels)
+    clean_errors = is_fooled(clean_logits, samples.labels, samples.accepted)
     records = _clean_records(attack.label, samples, clean_logits)
     settled = torch.zeros_like(clean_errors)
     if setting.protocol.name != "independent":
         settled = clean_errors
     points = samples.images.clone()
-    grid = list(setting.threats.items())
+    grid = _grid(setting, attack)
     for epsilon, threat in reversed(grid) if setting.protocol.is_downwards else grid:
         live = (~settled).nonzero()[:, 0]
         records = [_carried(record, epsilon) for record in records]
         if len(live) > 0:
-            batch = Samples(samples.ids[live], samples.images[live], samples.labels[live])
+            batch = samples.rows(live)
             fresh, points[live] = _attacked(setting, attack, batch, clean_logits[live], threat)
             for row, record in zip(live.tolist(), fresh, strict=True):
                 records[row] = replace(record, epsilon=epsilon)
@@ -167,27 +177,39 @@ def _sweep(
 
 def _clean_records(label: str, samples: Samples, logits: Logits) -> list[Record]:
     """The records before any attack: all that is known of clean errors."""
-    margins = margin(logits, samples.labels)
+    margins = margin(logits, samples.labels, samples.accepted)
+    errors = is_fooled(logits, samples.labels, samples.accepted)
     return [
         Record(
             sample=sample,
             attack=label,
             epsilon="",
             label=correct,
+            labels=_label_set(samples, row),
             clean_prediction=prediction,
             clean_margin=gap,
             adversarial_prediction=prediction,
             adversarial_margin=gap,
-            flags=() if prediction == correct else ("clean-error",),
+            flags=("clean-error",) if is_error else (),
         )
-        for sample, correct, prediction, gap in zip(
-            samples.ids.tolist(),
-            samples.labels.tolist(),
-            logits.argmax(dim=1).tolist(),
-            margins.tolist(),
-            strict=True,
+        for row, (sample, correct, prediction, gap, is_error) in enumerate(
+            zip(
+                samples.ids.tolist(),
+                samples.labels.tolist(),
+                logits.argmax(dim=1).tolist(),
+                margins.tolist(),
+                errors.tolist(),
+                strict=True,
+            )
         )
     ]
+
+
+def _label_set(samples: Samples, row: int) -> tuple[int, ...]:
+    """All correct classes of an image, where they are several."""
+    if samples.accepted is None:
+        return ()
+    return tuple(samples.accepted[row].nonzero()[:, 0].tolist())
 
 
 def _carried(record: Record, epsilon: str) -> Record:
@@ -256,8 +278,10 @@ def _called(
     ledger: Ledger,
     rows: Rows,
 ) -> Images:
-    images, labels = batch.images[rows], batch.labels[rows]
-    objective = LossObjective(setting.model, attack.loss, labels, ledger, rows, setting.batch_size)
+    _, images, labels, accepted = batch.rows(rows)
+    objective = LossObjective(
+        setting.model, attack.loss, labels, ledger, rows, setting.batch_size, accepted
+    )
     key = noise_key(setting.seed, attack.label)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     noise = Noise(key, batch.ids[rows], shape)
@@ -269,6 +293,8 @@ def _called(
         raise WorkerError(
             f"{attack.label}: out of memory; run again with a smaller --batch-size"
         ) from error
+    except HarnessError:  # it was asked for something that cannot be, for any image
+        raise
     except Exception as error:  # an attack of a plugin may raise anything; the run goes on
         raise _Refused(f"{type(error).__name__}: {error}") from error
     if not isinstance(proposed, Tensor):
@@ -337,7 +363,7 @@ def _described(
         records,
         verdict.reasons,
         verdict.logits.argmax(dim=1).tolist(),
-        margin(verdict.logits, batch.labels).tolist(),
+        margin(verdict.logits, batch.labels, batch.accepted).tolist(),
         threat.size(verdict.images - batch.images).tolist(),
         ledger.first_loss.tolist(),
         ledger.best_loss.tolist(),

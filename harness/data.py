@@ -1,43 +1,49 @@
-"""Images of a data set: decoded once to bytes, fingerprinted, chosen by id."""
+"""Images of a suite: found through its data set, decoded once, chosen by id."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from harness import hashing
 from harness.errors import DataError
-from harness.tensors import Labels, Pixels, Rows, Samples
+from harness.imagecache import stored
+from harness.labelsets import read_label_sets
+from harness.sources import Place, located
+from harness.tensors import Accepted, Labels, Pixels, Rows, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from harness.cards import DatasetCard
-    from harness.plugins import Entry, Registry
+    from harness.plugins import Registry
+    from harness.suite import DataSpec
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """All images of one split.
+    """All chosen images of one split.
 
     Attributes:
         name, split: Which data these are.
-        pixels: As stored.
+        pixels: As stored; a memory map where they are kept on disk.
         labels: Correct classes.
+        ids: Sample of each place, in the order of the suite.
         fingerprint: sha256 of shape, labels and pixels, in order.
+        is_partial: A copy with fewer images than the card says, used as it is.
         card: Facts about the data set.
+        accepted: All correct classes of each place, where a file gives several.
     """
 
     name: str
     split: str
     pixels: Pixels
     labels: Labels
+    ids: Rows
     fingerprint: str
+    is_partial: bool
     card: DatasetCard
+    accepted: Accepted | None = None
 
     def samples(self, ids: Rows) -> Samples:
         """The images of some ids, in [0, 1], and their labels.
@@ -45,12 +51,23 @@ class ImageData:
         Raises:
             DataError: An id that the split does not have.
         """
-        if len(ids) > 0 and int(ids.max()) >= len(self.labels):
+        order = self.ids.argsort()
+        places = torch.searchsorted(self.ids[order], ids).clamp(max=len(order) - 1)
+        rows = order[places]
+        absent = ids[self.ids[rows] != ids]
+        if len(absent) > 0:
             raise DataError(
-                f"{self.name}/{self.split} has {len(self.labels)} images; "
-                f"there is no sample {int(ids.max())}"
+                f"{self.name}/{self.split} has {len(self.labels)} images here; "
+                f"there is no sample {int(absent[0])}"
             )
-        return Samples(ids, to_images(self.pixels[ids]), self.labels[ids])
+        accepted = None if self.accepted is None else self.accepted[rows]
+        return Samples(ids, to_images(self.pixels[rows]), self.labels[rows], accepted)
+
+    def usable(self) -> tuple[int, ...]:
+        """The ids of all images that have a correct class, in their order."""
+        if self.accepted is None:
+            return tuple(self.ids.tolist())
+        return tuple(self.ids[self.accepted.any(dim=1)].tolist())
 
 
 def to_images(pixels: Pixels) -> torch.Tensor:
@@ -58,77 +75,49 @@ def to_images(pixels: Pixels) -> torch.Tensor:
     return pixels.to(torch.float32) / 255
 
 
-def load_images(
-    registry: Registry, name: str, split: str, *, data_dir: Path | None = None
-) -> ImageData:
-    """All images of one split of a registered data set.
+def load_images(registry: Registry, spec: DataSpec, split: str, place: Place) -> ImageData:
+    """The images of a suite's split: the frozen samples of the evaluated one, else all.
 
     Raises:
         DataError: The data are missing, or not what the card says.
     """
-    entry = registry.find("datasets", name)
-    card: DatasetCard = entry.card
-    where = f"{name}/{split}"
-    if split not in card.splits:
-        raise DataError(f"{where}: no such split; there are {', '.join(card.splits)}")
-    rows = _loaded(entry, split, data_dir, where)
-    _check_columns(rows, card, where)
-    labels = _labels(rows[card.label_column], card, where)
-    pixels = np.stack(
-        [
-            _bytes(image, card, f"{where}: image {number}")
-            for number, image in enumerate(rows[card.image_column])
-        ]
-    )
-    return ImageData(
-        name,
+    source, choice = located(registry, spec, split, place)
+    found = stored(source, choice, place.cache_dir)
+    data = ImageData(
+        spec.name,
         split,
-        torch.from_numpy(pixels),
-        torch.from_numpy(labels),
-        fingerprint(pixels, labels),
-        card,
+        torch.from_numpy(found.pixels),
+        torch.from_numpy(found.labels),
+        torch.from_numpy(found.ids),
+        found.fingerprint,
+        found.is_partial,
+        choice.card,
     )
+    if spec.labels == "sets" and split == spec.split:
+        return _with_label_sets(data, place)
+    return data
 
 
-def _loaded(entry: Entry, split: str, data_dir: Path | None, where: str) -> Any:
-    try:
-        return entry.load()(split, data_dir=data_dir, **entry.defaults)
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read: {error}") from error
-
-
-def fingerprint(pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> str:
-    """The sha256 of shape, labels (int64, little-endian) and pixels, in order."""
-    digest = sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(pixels).tobytes())
-    return digest.hexdigest()
-
-
-def _check_columns(rows: Any, card: DatasetCard, where: str) -> None:
-    for column in (card.image_column, card.label_column):
-        if column not in rows.column_names:
-            raise DataError(
-                f"{where}: no column {column!r}; there are {', '.join(rows.column_names)}"
-            )
-
-
-def _labels(column: Sequence[int], card: DatasetCard, where: str) -> np.ndarray[Any, Any]:
-    labels = np.asarray(column, dtype=np.int64)
-    if labels.size and not 0 <= labels.min() <= labels.max() < card.num_classes:
+def _with_label_sets(data: ImageData, place: Place) -> ImageData:
+    """The same images with all correct classes of each, from the file that somebody gave."""
+    where = f"{data.name}/{data.split}"
+    if place.labels is None:
         raise DataError(
-            f"{where}: labels from {labels.min()} to {labels.max()} "
-            f"where the card says {card.num_classes} classes"
+            f"{where}: the suite needs a file with all correct classes of each image: give it "
+            "with --labels, such as real.json of https://github.com/google-research/"
+            "reassessed-imagenet"
         )
-    return labels
-
-
-def _bytes(image: Any, card: DatasetCard, where: str) -> np.ndarray[Any, Any]:
-    """One image as uint8 (channel, height, width)."""
-    channels, height, width = card.image_shape
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    if pixels.shape[:2] != (height, width):
-        raise DataError(
-            f"{where} has {pixels.shape[0]}x{pixels.shape[1]} pixels, not {height}x{width}"
-        )
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    sets = read_label_sets(place.labels, data.card.num_classes)
+    accepted = torch.zeros(len(data.ids), data.card.num_classes, dtype=torch.bool)
+    for row, sample in enumerate(data.ids.tolist()):
+        accepted[row, list(sets.get(sample, ()))] = True
+    if not accepted.any():
+        raise DataError(f"{where}: --labels {place.labels} has no class for any of the images")
+    first = accepted.to(torch.uint8).argmax(dim=1)
+    is_kept = accepted.gather(1, data.labels[:, None])[:, 0]
+    return replace(
+        data,
+        labels=torch.where(is_kept, data.labels, first),
+        accepted=accepted,
+        fingerprint=hashing.of_value([data.fingerprint, hashing.of_file(place.labels)]),
+    )

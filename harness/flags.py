@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 FLAGS = {
     "limited": "only the first images of the suite were used: not for the board",
     "other-attacks": "the attacks are not the suite's: not for the board",
-    "other-data": "the images are not a copy that the suite accepts: not for the board",
+    "other-data": "the images are another copy than the suite's: a board of their own",
+    "partial-data": "the copy has fewer images than the suite's choice: not for the board",
     "attack-failed": "an attack raised or broke the rules on some images, which count as robust",
     "weaker-than-noise": "random noise of the same size fools more images than an attack does",
     "not-deterministic": "two passes of the same images gave different logits",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import hashing, plan
+from harness.errors import DataError
+from harness.sources import kept_header, located
 from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.plan import Contender
     from harness.plugins import Registry
+    from harness.sources import Place
     from harness.suite import Suite
 
 
@@ -51,14 +55,18 @@ def forecast(
     *,
     out: Path,
     seed: int,
-    limit: int | None,
+    place: Place,
 ) -> Forecast:
-    """What a run of one row would do, taking the data to be the copy that its card describes."""
-    card = registry.find("datasets", suite.data.name).card
-    shards = list(plan.shards(plan.sample_ids(suite, card), suite.shard_size, limit))
-    store = Store(out)
-    told, sha256 = _weights(suite, contender, registry, store, seed)
-    key = _cell_key(suite, contender, registry, sha256, seed) if sha256 else None
+    """What a run of one row would do.
+
+    The images are those that an earlier run has decoded; where there was none, the copy that
+    their card describes.
+    """
+    known = _Known(suite, contender, registry, Store(out), seed, place)
+    shards = list(plan.shards(_ids(known), suite.shard_size, place.limit))
+    store = known.store
+    told, sha256 = _weights(known)
+    key = _cell_key(known, sha256) if sha256 else None
     done = [shard for shard in shards if key and store.cell(key).has(shard)]
     left = sum(len(shard.ids) for shard in shards) - sum(len(shard.ids) for shard in done)
     pace = _seconds_per_image(store, contender.model)
@@ -74,20 +82,45 @@ def forecast(
     )
 
 
-def _weights(
-    suite: Suite, contender: Contender, registry: Registry, store: Store, seed: int
-) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Known:
+    """What a forecast is read off."""
+
+    suite: Suite
+    contender: Contender
+    registry: Registry
+    store: Store
+    seed: int
+    place: Place
+
+    def fingerprint(self, split: str) -> str:
+        """Of the images that an earlier run decoded, or of the card's copy."""
+        card = self.registry.find("datasets", self.suite.data.name).card
+        kept = kept_header(self.registry, self.suite.data, split, self.place)
+        return str(kept.get("fingerprint") or card.fingerprints.get(split, ""))
+
+
+def _ids(known: _Known) -> tuple[int, ...]:
+    suite = known.suite
+    with suppress(DataError):
+        _, choice = located(known.registry, suite.data, suite.data.split, known.place)
+        if choice.is_partial:
+            return tuple(range(choice.expected))
+    return plan.sample_ids(suite, known.registry.find("datasets", suite.data.name).card)
+
+
+def _weights(known: _Known) -> tuple[str, str]:
     """Where the weights stand, and their hash where it is known."""
+    contender = known.contender
     if contender.recipe:
-        card = registry.find("datasets", suite.data.name).card
         ingredients = plan.training_ingredients(
-            suite,
+            known.suite,
             contender,
-            registry,
-            fingerprint=card.fingerprints.get(suite.data.train, ""),
-            seed=seed,
+            known.registry,
+            fingerprint=known.fingerprint(known.suite.data.train),
+            seed=known.seed,
         )
-        path = store.weights(plan.key(ingredients)) / "card.json"
+        path = known.store.weights(plan.key(ingredients)) / "card.json"
         if not path.is_file():
             return "to train", ""
         return "trained", json.loads(path.read_text(encoding="utf-8"))["sha256"]
@@ -97,18 +130,15 @@ def _weights(
     return ("given", contender.sha256) if contender.sha256 else ("brought by the plugin", "")
 
 
-def _cell_key(
-    suite: Suite, contender: Contender, registry: Registry, sha256: str, seed: int
-) -> str:
-    card = registry.find("datasets", suite.data.name).card
+def _cell_key(known: _Known, sha256: str) -> str:
     return plan.key(
         plan.cell_ingredients(
-            suite,
-            contender,
-            registry,
-            fingerprint=card.fingerprints.get(suite.data.split, ""),
+            known.suite,
+            known.contender,
+            known.registry,
+            fingerprint=known.fingerprint(known.suite.data.split),
             weights=sha256,
-            seed=seed,
+            seed=known.seed,
         )
     )
 

@@ -86,7 +86,7 @@ def register_probes(register: Register) -> None:
 
 @hookspec
 def register_datasets(register: Register) -> None:
-    """Bring data sets: `load(split, *, data_dir, **defaults) -> datasets.Dataset`.
+    """Bring data sets: `load(context: DataContext, **defaults) -> ImageRows`.
 
     @hookimpl
     def register_datasets(register):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.suite import Suite
 
 ENTRY_SCHEMA = 1
-UNRANKED = ("limited", "other-attacks", "other-data", "missing-images")
+UNRANKED = ("limited", "other-attacks", "partial-data", "missing-images")
 """Flags with which a row never enters the board."""
 
 
@@ -45,6 +45,11 @@ class Board:
     cells: tuple[Cell, ...]
     left_out: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The suite's, and the copy of the data that the rows stand for."""
+        return self.suite.board(self.suite.copy)
+
 
 def gather(suite: Suite, store: Store, registry: Registry) -> Board:
     """The board that the cells of a run folder make.
@@ -59,10 +64,15 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
     card = registry.find("datasets", suite.data.name).card
     shards = tuple(plan.shards(plan.sample_ids(suite, card), suite.shard_size))
     latest: dict[str, Cell] = {}
+    others: set[str] = set()
     left_out = []
     for folder in store.cells():
         manifest = folder.manifest() or {}
         if manifest["ingredients"]["suite"] != json.loads(json.dumps(suite.science())):
+            continue
+        copy = manifest.get("copy", "")
+        if copy != suite.copy:
+            others.add(suite.board(copy))
             continue
         cell = collect(folder, shards)
         reasons = [flag for flag in cell.flags if flag in UNRANKED]
@@ -72,10 +82,27 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
         known = latest.get(manifest["row"])
         if known is None or _started(known) < _started(cell):
             latest[manifest["row"]] = cell
+    _refuse_mixed_data(suite, latest.values())
     scored = [(score(suite, cell, registry), cell) for cell in latest.values()]
     scored.sort(key=lambda pair: _sort_key(pair[0], suite.headline))
     rows, cells = tuple(row for row, _ in scored), tuple(cell for _, cell in scored)
+    left_out += [f"rows on another copy of the data: publish {name}" for name in sorted(others)]
     return Board(suite, rows, cells, tuple(left_out))
+
+
+def _refuse_mixed_data(suite: Suite, cells: Iterable[Cell]) -> None:
+    """Refuse rows on different images in one table, where the suite does not say which count."""
+    if suite.data.space == "model":
+        return  # each row's images are drawn at its own size
+    rows: dict[str, list[str]] = {}
+    for cell in cells:
+        rows.setdefault(cell.manifest["ingredients"]["data"], []).append(cell.manifest["row"])
+    if len(rows) > 1:
+        told = "; ".join(f"{', '.join(names)} on {found[:16]}" for found, names in rows.items())
+        raise UsageError(
+            f"suite {suite.name}: the rows stand on different images: {told}; name the copies "
+            "under [data.copies] of the suite, and publish each board by itself"
+        )
 
 
 def _refuse_unranked(suite: Suite) -> None:
@@ -95,8 +122,8 @@ def publish(board: Board, out: Path, registry: Registry) -> Path:
     """Write the table and the entries behind it; the path of the table."""
     for row, cell in zip(board.rows, board.cells, strict=True):
         text = json.dumps(entry(board.suite, row, cell), indent=1, sort_keys=True)
-        write_atomically(out / board.suite.name / f"{row['model']}.json", (text + "\n").encode())
-    path = out / f"{board.suite.name}.md"
+        write_atomically(out / board.name / f"{row['model']}.json", (text + "\n").encode())
+    path = out / f"{board.name}.md"
     write_atomically(path, page(board, registry).encode())
     return path
 
@@ -105,7 +132,7 @@ def entry(suite: Suite, row: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     """All that is behind one row: values, robust bits of every sample, provenance."""
     return {
         "schema": ENTRY_SCHEMA,
-        "suite": {"name": suite.name, "version": suite.version},
+        "suite": {"name": suite.name, "version": suite.version, "board": suite.board(suite.copy)},
         "row": dict(row),
         "weights": cell.manifest["weights"],
         "ingredients": cell.manifest["ingredients"],
@@ -162,7 +189,7 @@ def page(board: Board, registry: Registry) -> str:
     heads = ["model", "recipe", *headings(suite, registry), "flags"]
     lines = [
         [
-            f"[{row['model']}]({suite.name}/{row['model']}.json)",
+            f"[{row['model']}]({board.name}/{row['model']}.json)",
             row["recipe"] or "-",
             *cells(suite, row),
             ", ".join(row["flags"]) or "-",
@@ -170,7 +197,8 @@ def page(board: Board, registry: Registry) -> str:
         for row in board.rows
     ]
     table = tabulate(lines, headers=heads, tablefmt="github", disable_numparse=True)
-    return "\n".join([f"# {suite.title}", "", *_preface(board), "", table, *_legend(board), ""])
+    title = f"{suite.title}{f' ({board.name})' if board.name != suite.name else ''}"
+    return "\n".join([f"# {title}", "", *_preface(board), "", table, *_legend(board), ""])
 
 
 def headings(suite: Suite, registry: Registry) -> list[str]:
@@ -203,7 +231,7 @@ def _preface(board: Board) -> Iterable[str]:
     attacks = ", ".join(f"`{attack.label}`" for attack in suite.attacks)
     n = max((row["clean_accuracy"]["n"] for row in board.rows), default=0)
     yield (
-        f"Suite `{suite.name}` version {suite.version}, protocol `{suite.protocol}`, norm "
+        f"Suite `{board.name}` version {suite.version}, protocol `{suite.protocol}`, norm "
         f"{suite.norm}, attacks {attacks}, n = {n} images of `{suite.data.name}/"
         f"{suite.data.split}`; sorted by robust accuracy at {suite.headline}."
     )

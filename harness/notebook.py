@@ -19,6 +19,7 @@ from harness.errors import CheckpointError, HarnessError, UsageError
 from harness.plan import Contender
 from harness.plugins import Entry, Plugin, Registry, load_plugins
 from harness.runner import Request, run
+from harness.sources import Place
 from harness.store import Store
 from harness.suite import attack_spec, find_suite
 from harness.weights import INCLUDED
@@ -84,7 +85,7 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
             limit=limit,
             device=device,
             batch_size=batch_size,
-            data_dir=None if data is None else Path(data),
+            place=Place(None if data is None else Path(data), limit=limit),
             flags=(*flags, *(["other-attacks"] if attacks else [])),
         )
         return _frame(request, registry, model)
@@ -122,7 +123,7 @@ def load_model(  # noqa: PLR0913 - where weights may come from
         registry,
         contender.model,
         num_classes=card.num_classes,
-        image_shape=card.image_shape,
+        image_shape=chosen.data.canvas.image_shape,
         seed=seed,
     )
     if weights is not None:

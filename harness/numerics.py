@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.errors import ModelError
 from harness.tensors import (
+    Accepted,
     Classifier,
     Images,
     Labels,
@@ -20,6 +21,7 @@ from harness.tensors import (
     Outcome,
     Rows,
     Score,
+    is_fooled,
     margin,
 )
 
@@ -100,6 +102,15 @@ class Ledger:
         self.backwards[index] += backwards
 
 
+class _Batch(NamedTuple):
+    """Images of one pass, padded, and what belongs to them."""
+
+    images: Images
+    labels: Labels
+    accepted: Accepted | None
+    size: int  # the other rows are padding
+
+
 class _Pass(NamedTuple):
     score: Score
     gradient: Images
@@ -116,6 +127,7 @@ class LossObjective:
         ledger: Where passes are counted.
         index: Place of each image in the ledger.
         batch_size: Most images of one pass.
+        accepted: All correct classes of each image, where there are several.
     """
 
     model: Classifier
@@ -124,18 +136,19 @@ class LossObjective:
     ledger: Ledger
     index: Rows
     batch_size: int
+    accepted: Accepted | None = None
 
     def score(self, candidates: Images) -> Score:
         """The score of each candidate, from one forward pass."""
         with torch.no_grad():
-            parts = [self._score(chunk, labels) for chunk, labels in self._batches(candidates)]
+            parts = [self._score(batch) for batch in self._batches(candidates)]
         score = Score(*(torch.cat(part) for part in zip(*parts, strict=True)))
         self.ledger.note(self.index, score.loss, backwards=0)
         return score
 
     def gradient(self, candidates: Images) -> tuple[Score, Images]:
         """The score and the gradient of each image's own loss, from one pass each way."""
-        parts = [self._gradient(chunk, labels) for chunk, labels in self._batches(candidates)]
+        parts = [self._gradient(batch) for batch in self._batches(candidates)]
         scores, gradients = zip(*parts, strict=True)
         score = Score(*(torch.cat(part) for part in zip(*scores, strict=True)))
         self.ledger.note(self.index, score.loss, backwards=1)
@@ -143,38 +156,39 @@ class LossObjective:
 
     def rows(self, index: Rows) -> LossObjective:
         """The same objective for some of its images."""
-        return replace(self, labels=self.labels[index], index=self.index[index])
+        accepted = None if self.accepted is None else self.accepted[index]
+        return replace(self, labels=self.labels[index], index=self.index[index], accepted=accepted)
 
-    def _batches(self, candidates: Images) -> Iterator[tuple[Images, Labels]]:
-        yield from zip(
-            candidates.detach().split(self.batch_size),
-            self.labels.split(self.batch_size),
-            strict=True,
-        )
+    def _batches(self, candidates: Images) -> Iterator[_Batch]:
+        """The candidates and what belongs to them, padded, with the number of true rows."""
+        everything = torch.arange(len(candidates), device=candidates.device)
+        for rows in everything.split(self.batch_size):
+            accepted = None if self.accepted is None else _padded(self.accepted[rows])
+            images = _padded(candidates.detach()[rows])
+            yield _Batch(images, _padded(self.labels[rows]), accepted, len(rows))
 
-    def _score(self, candidates: Images, labels: Labels) -> Score:
-        padded, padded_labels = _padded(candidates), _padded(labels)
-        logits = self.model(padded)
-        loss = self.loss(Outcome(logits, padded_labels))
-        count = len(candidates)
-        return Score(
-            logits=logits.detach()[:count],
-            loss=loss.detach()[:count],
-            margin=margin(logits.detach(), padded_labels)[:count],
-        )
+    def _score(self, batch: _Batch) -> Score:
+        outcome = Outcome(self.model(batch.images), batch.labels, batch.accepted)
+        return _scored(outcome, self.loss(outcome), batch.size)
 
-    def _gradient(self, candidates: Images, labels: Labels) -> _Pass:
-        padded, padded_labels = _padded(candidates).requires_grad_(), _padded(labels)
+    def _gradient(self, batch: _Batch) -> _Pass:
+        images = batch.images.requires_grad_()
         with torch.enable_grad():
-            logits = self.model(padded)
-            loss = self.loss(Outcome(logits, padded_labels))
-        count = len(candidates)
-        score = Score(
-            logits=logits.detach()[:count],
-            loss=loss.detach()[:count],
-            margin=margin(logits.detach(), padded_labels)[:count],
-        )
-        return _Pass(score, _input_gradient(loss, padded)[:count])
+            outcome = Outcome(self.model(images), batch.labels, batch.accepted)
+            loss = self.loss(outcome)
+        gradient = _input_gradient(loss, images)[: batch.size]
+        return _Pass(_scored(outcome, loss, batch.size), gradient)
+
+
+def _scored(outcome: Outcome, loss: Tensor, count: int) -> Score:
+    """The score of the first rows; the others are padding."""
+    seen = outcome._replace(logits=outcome.logits.detach())
+    return Score(
+        logits=seen.logits[:count],
+        loss=loss.detach()[:count],
+        margin=margin(*seen)[:count],
+        fooled=is_fooled(*seen)[:count],
+    )
 
 
 def _input_gradient(loss: Tensor, images: Images) -> Images:

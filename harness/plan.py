@@ -20,6 +20,8 @@ KEY_VERSION = 1
 """Raised when the rules of judging change, so that old records are not mixed with new ones."""
 
 ALL = "all"
+PRETRAINED = "pretrained"
+"""Weights that a model's builder fetches itself, where it has a parameter of this name."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Contender:
     Attributes:
         model: Registered name.
         recipe: What trains it; empty where the weights come otherwise.
-        weights: File or URL; "included" where building the model brings them.
+        weights: File or URL; "included" where building the model brings them, "pretrained"
+            where it does when asked to.
         sha256: Hash that the file must have; empty where nobody stated one.
     """
 
@@ -64,7 +67,11 @@ def contenders(
     if weights and (len(wanted) != 1 or wanted[0] == ALL):
         raise UsageError("--weights belongs to one model: give exactly one --model with it")
     if weights:
-        registry.find("models", wanted[0])
+        entry = registry.find("models", wanted[0])
+        if weights == PRETRAINED and PRETRAINED not in entry.defaults:
+            raise UsageError(
+                f"model {wanted[0]!r} brings no pretrained weights; give a file with --weights"
+            )
         return (Contender(wanted[0], weights=weights),)
     specs: list[ModelSpec] = [] if wanted else list(suite.models)
     for name in wanted:
@@ -73,7 +80,7 @@ def contenders(
 
 
 def _everything(suite: Suite, registry: Registry) -> list[ModelSpec]:
-    height = registry.find("datasets", suite.data.name).card.image_shape[1]
+    height = suite.data.canvas.height
     listed = {spec.name for spec in suite.models}
     others = [
         ModelSpec(entry.name, suite.recipe)
@@ -203,5 +210,5 @@ def passes(suite: Suite, registry: Registry) -> int | None:
         card = registry.find("attacks", attack.name).card
         if card.passes is None:
             return None
-        total += card.passes(attack.parameters)
-    return total * len(suite.epsilons)
+        total += card.passes(attack.parameters) * len(attack.epsilons or suite.epsilons)
+    return total

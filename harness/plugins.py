@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from harness import hashing, hookspecs
-from harness.cards import AttackCard, Card, DatasetCard, MetricCard, ModelCard
+from harness.cards import (
+    AttackCard,
+    Card,
+    DatasetCard,
+    MetricCard,
+    ModelCard,
+    ObjectiveCard,
+)
 from harness.errors import PluginError, UnknownName
 from harness.hints import did_you_mean
 
@@ -184,7 +191,9 @@ class Registry:
         if not entry.is_family:
             return entry
         member = name.removeprefix(entry.name.removesuffix(FAMILY))
-        return replace(entry, name=name, defaults={**entry.defaults, "name": member})
+        describe = getattr(entry.card, "describe", None)
+        card = describe(member) if describe else entry.card
+        return replace(entry, name=name, card=card, defaults={**entry.defaults, "name": member})
 
     def observers(self) -> pluggy.PluginManager:
         """The working plugins as one pluggy manager, for the hooks that watch a run."""
@@ -421,6 +430,7 @@ def _card(card: Any, kind: str, name: str) -> Any:
 _CARDS: dict[str, Any] = {
     "models": ModelCard,
     "attacks": AttackCard,
+    "objectives": ObjectiveCard,
     "metrics": MetricCard,
     "datasets": DatasetCard,
 }

@@ -30,6 +30,7 @@ class Record:
         flags: Words that qualify the record, such as "clean-error", "carried" or "failed".
         reason: Why the attack failed; empty where it did not.
         measures: Numbers that probes took.
+        labels: All correct classes, where the data give several; empty where there is one.
     """
 
     sample: int
@@ -49,25 +50,31 @@ class Record:
     flags: tuple[str, ...] = ()
     reason: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
+    labels: tuple[int, ...] = ()
 
     @property
     def is_correct(self) -> bool:
         """The model has the clean image right."""
-        return self.clean_prediction == self.label
+        return self.clean_prediction in (self.labels or (self.label,))
 
     @property
     def is_robust(self) -> bool:
         """The model has the clean image right and this attack did not change that."""
-        return self.is_correct and self.adversarial_prediction in (self.label, None)
+        right = (*(self.labels or (self.label,)), None)
+        return self.is_correct and self.adversarial_prediction in right
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
-        return asdict(self)
+        """The record as a JSON object; without `labels` where there is one label."""
+        content = asdict(self)
+        if not self.labels:
+            del content["labels"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Record:
         """The record that `to_json` wrote."""
-        return cls(**{**content, "flags": tuple(content["flags"])})
+        tuples = {"flags": tuple(content["flags"]), "labels": tuple(content.get("labels", ()))}
+        return cls(**{**content, **tuples})
 
 
 @dataclass(frozen=True)

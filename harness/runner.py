@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness import checkpoints, plan, provenance
 from harness.api import RunEnd, RunStart, ShardEnd
-from harness.errors import HarnessError, StoreError
+from harness.errors import DataError, HarnessError, ModelError, StoreError
 from harness.flops import count_flops
 from harness.numerics import check_classifier, frozen, resolve_device, use_exact_float32
 from harness.observers import Observers
 from harness.scoring import Cell, collect, score
+from harness.sources import Place
 from harness.store import CellFolder, Store
 from harness.trust import model_flags
 from harness.weights import Trainer, Weights, obtain, trained
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from harness.data import ImageData
     from harness.plan import Contender
     from harness.plugins import Registry
     from harness.store import Shard
@@ -49,7 +51,7 @@ class Request:
         executor: Registered name.
         workers: Processes that the executor may use.
         batch_size: Most images of one pass.
-        data_dir: Local copies of data sets.
+        place: Where images come from.
         saves_all: Keep all adversarial images.
         flags: What is known of the rows beforehand, such as "other-attacks".
     """
@@ -63,7 +65,7 @@ class Request:
     executor: str = "inline"
     workers: int = 1
     batch_size: int = 128
-    data_dir: Path | None = None
+    place: Place = field(default_factory=Place)
     saves_all: bool = False
     flags: tuple[str, ...] = ()
 
@@ -91,6 +93,7 @@ class _Run:
     registry: Registry
     observers: Observers
     bench: Workbench
+    data: ImageData
     shards: tuple[Shard, ...]
 
     @property
@@ -103,7 +106,7 @@ class _Run:
             bench=self.bench,
             seed=request.seed,
             device=request.device,
-            data_dir=request.data_dir,
+            place=request.place,
             told=self.observers.epoch_finished,
         )
 
@@ -155,15 +158,22 @@ def _start(request: Request, registry: Registry, observers: Sequence[object]) ->
     use_exact_float32()
     warnings.filterwarnings("ignore", module="lightning_fabric")
     Store(request.out).check_writable()
-    card = registry.find("datasets", request.suite.data.name).card
-    ids = plan.sample_ids(request.suite, card)
-    return _Run(
-        request,
-        registry,
-        Observers(registry, observers),
-        Workbench(registry),
-        tuple(plan.shards(ids, request.suite.shard_size, request.limit)),
-    )
+    suite, bench = request.suite, Workbench(registry)
+    data = bench.data(suite.data, suite.data.split, request.place)
+    _check_copy(suite, data)
+    shards = plan.shards(data.usable(), suite.shard_size, request.limit)
+    return _Run(request, registry, Observers(registry, observers), bench, data, tuple(shards))
+
+
+def _check_copy(suite: Suite, data: ImageData) -> None:
+    """Refuse another copy of the images than the one that was asked for by name."""
+    found = suite.data.copy_of(data.fingerprint)
+    if suite.copy and found != suite.copy:
+        raise DataError(
+            f"{suite.board(suite.copy)}: the images here are "
+            f"{f'the copy {found!r}' if found else 'the ones of the suite itself'}, fingerprint "
+            f"{data.fingerprint}; run {suite.board(found)}, or give the other copy with --data"
+        )
 
 
 def _opened(current: _Run) -> tuple[list[CellSpec], dict[str, str]]:
@@ -181,11 +191,14 @@ def _opened(current: _Run) -> tuple[list[CellSpec], dict[str, str]]:
 
 def _open(current: _Run, contender: Contender) -> CellSpec:
     """One cell, its model checked and its facts written down when it is new."""
-    request, suite = current.request, current.request.suite
-    data = current.bench.data(suite.data.name, suite.data.split, request.data_dir)
+    request = current.request
     weights = obtain(current.trainer, contender)
     draft = _spec(request, contender, weights, request.out)
     model = None if weights.sha256 else current.bench.model(draft)
+    if request.suite.data.space == "model":
+        draft = _in_model_space(draft, model or current.bench.model(draft))
+    suite = draft.suite
+    data = current.bench.data(suite.data, suite.data.split, request.place)
     ingredients = plan.cell_ingredients(
         suite,
         contender,
@@ -195,12 +208,9 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
         seed=request.seed,
     )
     folder = Store(request.out).cell(plan.key(ingredients))
-    cell = _spec(request, contender, weights, folder.path)
+    cell = replace(draft, folder=folder.path)
     if folder.manifest() is None:
         facts = _checked(current, cell, model or current.bench.model(cell))
-        accepted = suite.data.fingerprints
-        if accepted and data.fingerprint not in accepted:
-            facts["flags"].append("other-data")
         folder.write_manifest(
             {
                 **_description(current, contender, weights, ingredients),
@@ -208,6 +218,19 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
             }
         )
     return cell
+
+
+def _in_model_space(cell: CellSpec, model: nn.Module) -> CellSpec:
+    """The cell with its images at the size that the model works at inside."""
+    size = getattr(model, "input_size", None)
+    if size is None:
+        raise ModelError(
+            f"{cell.contender.row}: says no input_size (height, width), so it cannot be attacked "
+            "in model space; run the suite on its canvas"
+        )
+    data = cell.suite.data
+    canvas = data.canvas.scaled(*size)
+    return replace(cell, suite=replace(cell.suite, data=replace(data, canvas=canvas)))
 
 
 def _spec(request: Request, contender: Contender, weights: Weights, folder: Path) -> CellSpec:
@@ -220,7 +243,7 @@ def _spec(request: Request, contender: Contender, weights: Weights, folder: Path
         seed=request.seed,
         device=request.device,
         batch_size=request.batch_size,
-        data_dir=request.data_dir,
+        place=request.place,
         saves_all=request.saves_all,
     )
 
@@ -229,16 +252,21 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
     """Facts and flags of a model, or an error before any attack starts."""
     row = cell.contender.row
     card = current.registry.find("datasets", cell.suite.data.name).card
-    ids = [sample for shard in current.shards for sample in shard.ids][:CHECKED]
-    samples = current.bench.samples(cell, tuple(ids))
+    samples = current.bench.samples(cell, current.data.usable()[:CHECKED])
     with frozen(model):
         check_classifier(model, samples.images, card.num_classes, row)
         flags = model_flags(model, samples, current.registry.find("objectives", "ce").load())
-        flops = count_flops(model, card.image_shape, row)
+        flops = count_flops(model, cell.suite.data.canvas.image_shape, row)
     total = sum(parameter.numel() for parameter in model.parameters())
     active = getattr(model, "active_parameters", lambda: total)()
     facts = {"parameters": total, "active_parameters": active, "flops": flops}
-    return {"facts": facts, "flags": flags}
+    copy = cell.suite.data.copy_of(current.data.fingerprint)
+    about_data = {"other-data": bool(copy), "partial-data": current.data.is_partial}
+    return {
+        "facts": facts,
+        "flags": [*flags, *(flag for flag, is_so in about_data.items() if is_so)],
+        "copy": copy,
+    }
 
 
 def _description(

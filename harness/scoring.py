@@ -57,12 +57,14 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         records=cell.records,
         epsilons={epsilon.text: epsilon.value for epsilon in suite.epsilons},
         headline=suite.headline,
+        protocol=suite.protocol,
         facts=cell.manifest["facts"],
     )
     row: dict[str, Any] = {
         "model": cell.manifest["row"],
         "recipe": cell.manifest["recipe"],
         "protocol": cell.manifest["protocol"],
+        "board": suite.board(cell.manifest.get("copy", "")),
     }
     for name in suite.metrics:
         entry = registry.find("metrics", name)

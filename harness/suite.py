@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from harness import hashing
+from harness.canvas import Canvas, Fit, Interpolation
 from harness.errors import HarnessError, SuiteError
 from harness.hints import did_you_mean
+from harness.tables import Table
 from harness.threat import Box, Norm, ThreatModel, radius
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from harness.cards import DatasetCard
     from harness.plugins import Registry
 
+SPACES = ("canvas", "model")
 PROTOCOLS = ("nested", "independent", "descending")
-_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,35 @@ class DataSpec:
 
     Attributes:
         name: Registered data set.
+        canvas: Their size, and how others come to it.
+        space: "canvas"; or "model", where each model is attacked at its own input size.
         split: Evaluated split.
         train: Split that recipes train on.
         validation: Split that recipes may look at while they train; empty for none.
-        fingerprints: Copies of the data that this suite accepts; empty accepts any.
+        fingerprints: Copies of the data that this suite's board accepts; empty accepts any one
+            that is not named as another.
+        copies: Names of other copies, by fingerprint; each has a board of its own.
         samples: Frozen ids, in the order of the shards; empty takes the whole split.
+        labels: "one" class is correct for an image, or "sets" of classes from a file.
     """
 
     name: str
+    canvas: Canvas
+    space: str = "canvas"
     split: str = "test"
     train: str = "train"
     validation: str = ""
     fingerprints: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[int, ...] = ()
+    labels: str = "one"
+
+    def copy_of(self, fingerprint: str) -> str:
+        """The name of the copy with this fingerprint; empty for the one the board accepts."""
+        if fingerprint in self.copies:
+            return self.copies[fingerprint]
+        is_known = not self.fingerprints or fingerprint in self.fingerprints
+        return "" if is_known else fingerprint[:8]
 
 
 @dataclass(frozen=True)
@@ -60,12 +80,14 @@ class AttackSpec:
         label: Its name in records and tables.
         objective: Registered objective that it climbs.
         parameters: All of them, defaults filled in.
+        epsilons: Where it runs, as the suite writes them; empty for the whole grid.
     """
 
     name: str
     label: str
     objective: str
     parameters: Mapping[str, Any]
+    epsilons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,7 @@ class Suite:
         models: Default rows.
         recipe: What trains a model that the suite does not list.
         recipes: Parameters that differ from a recipe's defaults, by recipe.
+        copy: Name of the only copy of the data that will do; empty for any.
     """
 
     name: str
@@ -109,6 +132,12 @@ class Suite:
     models: tuple[ModelSpec, ...] = ()
     recipe: str = "standard"
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    copy: str = ""
+
+    def board(self, copy: str) -> str:
+        """The name under which numbers of a copy of the data stand."""
+        variants = ["model-space"] if self.data.space == "model" else []
+        return "@".join([self.name, *variants, *([copy] if copy else [])])
 
     def threats(self) -> dict[str, ThreatModel]:
         """The ball of each epsilon, upwards."""
@@ -119,20 +148,44 @@ class Suite:
 
     def science(self) -> dict[str, Any]:
         """All that a measured number depends on, as plain values for a hash."""
-        content = asdict(self)
-        for key in ("title", "metrics", "models", "recipe", "recipes"):
-            del content[key]
-        del content["data"]["fingerprints"]
-        return content
+        data = self.data
+        return {
+            "version": self.version,
+            "data": {
+                "name": data.name,
+                "split": data.split,
+                "canvas": list(vars(data.canvas).values()) if data.space == "canvas" else "model",
+                "samples": hashing.of_value(data.samples) if data.samples else "all",
+                "labels": data.labels,
+            },
+            "norm": self.norm,
+            "box": self.box,
+            "epsilons": [[epsilon.text, epsilon.value] for epsilon in self.epsilons],
+            "protocol": self.protocol,
+            "shard_size": self.shard_size,
+            "attacks": [asdict(attack) for attack in self.attacks],
+            "probes": list(self.probes),
+        }
 
 
 def find_suite(name: str, registry: Registry) -> Suite:
-    """The suite of a name, or of a TOML file.
+    """The suite of a name, or of a TOML file; `name@model-space` and `name@copy` are variants.
 
     Raises:
         UnknownName: No suite has this name.
         SuiteError: The file is missing or wrong.
     """
+    base, *variants = name.split("@")
+    suite = _found(base, registry)
+    for variant in variants:
+        if variant == "model-space":
+            suite = replace(suite, data=replace(suite.data, space="model"))
+        else:
+            suite = replace(suite, copy=variant)
+    return suite
+
+
+def _found(name: str, registry: Registry) -> Suite:
     if name.endswith(".toml"):
         return read_suite(Path(name), registry)
     shipped = shipped_suites()
@@ -166,7 +219,7 @@ def read_suite(path: Path, registry: Registry) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not TOML: {error}") from error
     try:
-        return _suite(_Table(content, str(path)), registry)
+        return _suite(Table(content, str(path)), registry)
     except SuiteError:
         raise
     except HarnessError as error:
@@ -176,7 +229,7 @@ def read_suite(path: Path, registry: Registry) -> Suite:
 def attack_spec(name: str, objective: str, registry: Registry) -> AttackSpec:
     """A registered attack with its default parameters; an empty objective takes the card's."""
     return _attack(
-        _Table({"name": name} | ({"objective": objective} if objective else {}), "--attack"),
+        Table({"name": name} | ({"objective": objective} if objective else {}), "--attack"),
         registry,
     )
 
@@ -194,74 +247,7 @@ def parse_epsilon(written: object, norm: str, where: str) -> Epsilon:
     return Epsilon(str(written).replace(" ", ""), threat.epsilon)
 
 
-class _Table:
-    """A TOML table that is read key by key, and refuses what nobody asked for."""
-
-    def __init__(self, content: Mapping[str, Any], where: str) -> None:
-        self.content = dict(content)
-        self.where = where
-        self.asked: list[str] = []
-
-    def take(self, key: str, kind: type[_Kind], default: _Kind | None = None) -> _Kind:
-        """The value of a key, of one type; missing keys take the default or are an error."""
-        self.asked.append(key)
-        if key not in self.content:
-            if default is None:
-                raise SuiteError(f"{self.where}: the key {key!r} is missing")
-            return default
-        value = self.content.pop(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise SuiteError(f"{self.where}: {key} must be {_KIND_NAMES[kind]}, not {value!r}")
-        return value
-
-    def table(self, key: str) -> _Table:
-        """A table inside this one; empty where it is missing."""
-        return _Table(self.take(key, dict, {}), f"{self.where}: [{key}]")
-
-    def tables(self, key: str) -> list[_Table]:
-        """A list of tables inside this one."""
-        found = self.take(key, list, [])
-        if not all(isinstance(item, dict) for item in found):
-            raise SuiteError(f"{self.where}: {key} must be a list of tables, [[{key}]]")
-        return [
-            _Table(item, f"{self.where}: [[{key}]] number {number}")
-            for number, item in enumerate(found, 1)
-        ]
-
-    def strings(self, key: str, default: Iterable[str] | None = None) -> tuple[str, ...]:
-        """A list of strings."""
-        found = self.take(key, list, None if default is None else list(default))
-        if not all(isinstance(item, str) for item in found):
-            raise SuiteError(f"{self.where}: {key} must be a list of strings, not {found!r}")
-        return tuple(found)
-
-    def choice(self, key: str, legal: Iterable[str], default: str | None = None) -> str:
-        """One of a few words."""
-        value = self.take(key, str, default)
-        if value not in legal:
-            raise SuiteError(
-                f"{self.where}: {key} {value!r} is not known{did_you_mean(value, legal)}"
-            )
-        return value
-
-    def finish(self) -> None:
-        """Refuse the keys that are left."""
-        for key in self.content:
-            raise SuiteError(
-                f"{self.where}: the key {key!r} is not known{did_you_mean(key, self.asked)}"
-            )
-
-
-_KIND_NAMES: dict[type, str] = {
-    str: "a string",
-    int: "a whole number",
-    list: "a list",
-    dict: "a table",
-    object: "a number or a string",
-}
-
-
-def _suite(table: _Table, registry: Registry) -> Suite:
+def _suite(table: Table, registry: Registry) -> Suite:
     name = table.take("name", str)
     threat = table.table("threat")
     norm: Any = threat.choice("norm", get_args(Norm))
@@ -276,7 +262,7 @@ def _suite(table: _Table, registry: Registry) -> Suite:
         name=name,
         version=table.take("version", int),
         title=table.take("title", str, name),
-        data=_data(table.table("data"), registry),
+        data=_data(table.table("data"), registry, Path(table.where).parent),
         norm=norm,
         box=threat.choice("box", get_args(Box), "pixels"),  # type: ignore[arg-type]
         epsilons=epsilons,
@@ -293,6 +279,7 @@ def _suite(table: _Table, registry: Registry) -> Suite:
     threat.finish()
     table.finish()
     _check(suite, table.where)
+    _check_objectives(suite, table.where, registry)
     return suite
 
 
@@ -309,10 +296,6 @@ _METRICS = (
 def _check(suite: Suite, where: str) -> None:
     if not suite.attacks:
         raise SuiteError(f"{where}: at least one [[attacks]] is needed")
-    labels = [attack.label for attack in suite.attacks]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise SuiteError(f"{where}: two attacks are labelled {label!r}; give one a 'label'")
     texts = [epsilon.text for epsilon in suite.epsilons]
     if len({epsilon.value for epsilon in suite.epsilons}) < len(texts):
         raise SuiteError(f"{where}: an epsilon is listed twice")
@@ -325,6 +308,32 @@ def _check(suite: Suite, where: str) -> None:
         )
     if suite.shard_size < 1:
         raise SuiteError(f"{where}: shard_size must be at least 1")
+    _check_attacks(suite, texts, where)
+
+
+def _check_attacks(suite: Suite, grid: Sequence[str], where: str) -> None:
+    labels = [attack.label for attack in suite.attacks]
+    for attack in suite.attacks:
+        if labels.count(attack.label) > 1:
+            raise SuiteError(
+                f"{where}: two attacks are labelled {attack.label!r}; give one a 'label'"
+            )
+        for text in attack.epsilons:
+            if text not in grid:
+                raise SuiteError(
+                    f"{where}: attack {attack.label!r}: epsilon {text} is not one of the grid, "
+                    f"{', '.join(grid)}"
+                )
+
+
+def _check_objectives(suite: Suite, where: str, registry: Registry) -> None:
+    for attack in suite.attacks:
+        card = registry.find("objectives", attack.objective).card
+        if suite.data.labels == "sets" and card.one_label:
+            raise SuiteError(
+                f"{where}: attack {attack.label!r}: objective {attack.objective!r} has no meaning "
+                "for images with several correct classes; take 'ce', 'margin' or 'sigmoid-ce'"
+            )
 
 
 def _check_name(name: str, where: str) -> None:
@@ -332,50 +341,83 @@ def _check_name(name: str, where: str) -> None:
         raise SuiteError(f"{where}: name {name!r} must be letters, digits and any of - _ .")
 
 
-def _data(table: _Table, registry: Registry) -> DataSpec:
+def _data(table: Table, registry: Registry, folder: Path) -> DataSpec:
     name = _known("datasets", [table.take("name", str)], table, registry)[0]
-    splits = registry.find("datasets", name).card.splits
-    samples = table.take("samples", list, [])
-    split = table.choice("split", splits, "test")
-    if len(set(samples)) < len(samples) or not all(
-        type(item) is int and 0 <= item < splits[split] for item in samples
-    ):
-        raise SuiteError(
-            f"{table.where}: samples must be different whole numbers from 0 to {splits[split] - 1}"
-        )
+    card: DatasetCard = registry.find("datasets", name).card
+    split = table.choice("split", card.splits, "test" if "test" in card.splits else None)
+    copies = table.table("copies")
     spec = DataSpec(
         name=name,
+        canvas=_canvas(table.table("canvas"), card),
+        space=table.choice("space", SPACES, "canvas"),
         split=split,
-        train=table.choice("train", splits, "train"),
-        validation=table.choice("validation", ["", *splits], ""),
+        train=table.choice("train", ["", *card.splits], "train" if "train" in card.splits else ""),
+        validation=table.choice("validation", ["", *card.splits], ""),
         fingerprints=table.strings("fingerprints", ()),
-        samples=tuple(samples),
+        copies={copies.take(label, str): label for label in list(copies.content)},
+        samples=_samples(table, card.splits[split], folder),
+        labels=table.choice("labels", ("one", "sets"), "one"),
     )
     table.finish()
     return spec
 
 
-def _attack(table: _Table, registry: Registry) -> AttackSpec:
+def _canvas(table: Table, card: DatasetCard) -> Canvas:
+    """The canvas that a suite states, or that of images which are all of one size."""
+    channels, height, _ = card.image_shape
+    size = table.take("size", int, height)
+    if size < 1:
+        raise SuiteError(f"{table.where}: the images differ in size; write one, such as size = 224")
+    fit: Any = table.choice("fit", get_args(Fit), "exact" if size == height else "crop")
+    interpolation: Any = table.choice("interpolation", get_args(Interpolation), "bicubic")
+    resize = table.take("resize", int, size)
+    table.finish()
+    if resize < size:
+        raise SuiteError(f"{table.where}: resize {resize} is smaller than size {size}")
+    return Canvas(channels, size, size, fit, resize, interpolation)
+
+
+def _samples(table: Table, count: int, folder: Path) -> tuple[int, ...]:
+    """Frozen ids: a list, or the name of a text file beside the suite with one id a line."""
+    written: Any = table.take("samples", object, [])
+    if isinstance(written, str):
+        path = folder / written
+        try:
+            written = [int(line) for line in path.read_text(encoding="utf-8").split()]
+        except (OSError, ValueError) as error:
+            raise SuiteError(f"{table.where}: samples: {path} cannot be read: {error}") from error
+    if not isinstance(written, list):
+        raise SuiteError(f"{table.where}: samples must be a list or a file's name")
+    in_range = all(type(item) is int and 0 <= item < count for item in written)
+    if len(set(written)) < len(written) or not in_range:
+        raise SuiteError(
+            f"{table.where}: samples must be different whole numbers from 0 to {count - 1}"
+        )
+    return tuple(written)
+
+
+def _attack(table: Table, registry: Registry) -> AttackSpec:
     name = _known("attacks", [table.take("name", str)], table, registry)[0]
     entry = registry.find("attacks", name)
     objective = table.take("objective", str, entry.card.objective)
     _known("objectives", [objective], table, registry)
     label = table.take("label", str, name)
+    epsilons = table.strings("epsilons", ())
     try:
         parameters = entry.settle(table.content, table.where)
     except HarnessError as error:
         raise SuiteError(str(error)) from error
-    return AttackSpec(name, label, objective, parameters)
+    return AttackSpec(name, label, objective, parameters, epsilons)
 
 
-def _model(table: _Table, registry: Registry) -> ModelSpec:
+def _model(table: Table, registry: Registry) -> ModelSpec:
     name = _known("models", [table.take("name", str)], table, registry)[0]
     recipe = _known("recipes", [table.take("recipe", str, "standard")], table, registry)[0]
     table.finish()
     return ModelSpec(name, recipe)
 
 
-def _recipes(table: _Table, registry: Registry) -> dict[str, dict[str, Any]]:
+def _recipes(table: Table, registry: Registry) -> dict[str, dict[str, Any]]:
     found = {}
     for name in list(table.content):
         entry = registry.find("recipes", _known("recipes", [name], table, registry)[0])
@@ -385,7 +427,7 @@ def _recipes(table: _Table, registry: Registry) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _known(kind: str, names: Iterable[str], table: _Table, registry: Registry) -> tuple[str, ...]:
+def _known(kind: str, names: Iterable[str], table: Table, registry: Registry) -> tuple[str, ...]:
     """The names, each checked to be registered."""
     for name in names:
         try:

@@ -20,6 +20,7 @@ Labels: TypeAlias = Int[Tensor, "batch"]
 Logits: TypeAlias = Float[Tensor, "batch classes"]  # before softmax
 PerImage: TypeAlias = Float[Tensor, "batch"]
 Mask: TypeAlias = Bool[Tensor, "batch"]
+Accepted: TypeAlias = Bool[Tensor, "batch classes"]  # every class that counts as correct
 Rows: TypeAlias = Int[Tensor, "rows"]
 
 Classifier: TypeAlias = nn.Module  # Images -> Logits, normalisation and resizing inside
@@ -31,6 +32,11 @@ class Samples(NamedTuple):
     ids: Rows
     images: Images
     labels: Labels
+    accepted: Accepted | None = None  # where an image has several correct classes
+
+    def rows(self, index: Rows) -> Samples:
+        """Some of them."""
+        return Samples(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
 
 
 class Routed(NamedTuple):
@@ -71,6 +77,7 @@ class Outcome(NamedTuple):
 
     logits: Logits
     labels: Labels
+    accepted: Accepted | None = None  # where an image has several correct classes
 
 
 Loss: TypeAlias = Callable[[Outcome], PerImage]
@@ -82,6 +89,7 @@ class Score(NamedTuple):
     logits: Logits
     loss: PerImage  # what the attack climbs
     margin: PerImage  # logit of the label minus the best other; below 0 the image is fooled
+    fooled: Mask  # the prediction is not correct
 
 
 @runtime_checkable
@@ -129,18 +137,24 @@ class Observation(NamedTuple):
 Probe: TypeAlias = Callable[[Observation], Mapping[str, PerImage]]
 
 
-def margin(logits: Logits, labels: Labels) -> PerImage:
+def margin(logits: Logits, labels: Labels, accepted: Accepted | None = None) -> PerImage:
     """The logit of the label minus the best other; below 0 the image is misclassified.
 
-    A tie counts as correct where the label comes first, as argmax has it.
+    A tie counts as correct where the label comes first, as argmax has it. Where several classes
+    are accepted, the best of them stands against the best of the others.
     """
+    if accepted is not None:
+        best = logits.masked_fill(~accepted, float("-inf")).amax(dim=1)
+        return best - logits.masked_fill(accepted, float("-inf")).amax(dim=1)
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return own - others.amax(dim=1)
 
 
-def is_fooled(logits: Logits, labels: Labels) -> Mask:
-    """The images whose prediction, the argmax, is not their label."""
+def is_fooled(logits: Logits, labels: Labels, accepted: Accepted | None = None) -> Mask:
+    """The images whose prediction, the argmax, is not their label, or none of those accepted."""
+    if accepted is not None:
+        return ~accepted.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
     return logits.argmax(dim=1) != labels
 
 

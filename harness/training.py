@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.api import EpochEnd
+from harness.augmentation import Augment
 from harness.checkpoints import plain_state
 from harness.errors import CheckpointError, TrainingError
 from harness.numerics import Ledger, LossObjective, frozen, predict
@@ -67,7 +67,7 @@ class Training:
     epochs: int
     batch_size: int
     schedule: Schedule
-    augment: Callable[[Images, Noise], Images]
+    augment: Augment
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,16 @@ class TrainingContext:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Images on the device, as bytes."""
+    """Images as bytes: on the device where they fit, else a memory map beside it."""
 
     pixels: Pixels
     labels: Labels
+
+    def rows(self, ids: Rows, device: torch.device) -> tuple[Images, Labels]:
+        """Some images in [0, 1] and their labels, on the device."""
+        here = ids.to(self.pixels.device)
+        images = self.pixels[here].to(device, non_blocking=True).to(torch.float32) / 255
+        return images, self.labels[here].to(device)
 
 
 @dataclass(frozen=True)
@@ -161,31 +167,6 @@ def warmed_up(share: float, then: Schedule = cosine) -> Schedule:
         return done / share if done < share else then((done - share) / (1 - share))
 
     return schedule
-
-
-def unchanged(images: Images, noise: Noise) -> Images:  # noqa: ARG001 - the signature of `augment`
-    """The images as they are."""
-    return images
-
-
-def translated(pixels: int) -> Callable[[Images, Noise], Images]:
-    """Shift each image by up to some pixels each way, black coming in at the edges."""
-
-    def augment(images: Images, noise: Noise) -> Images:
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (pixels,) * 4)
-        draws = noise.uniform(0, step=1).flatten(1)[:, :2]
-        shifts = ((draws + 1) / 2 * (2 * pixels + 1)).long()
-        rows = shifts[:, :1] + torch.arange(height, device=images.device)
-        columns = shifts[:, 1:] + torch.arange(width, device=images.device)
-        return padded[
-            torch.arange(len(images), device=images.device)[:, None, None, None],
-            torch.arange(images.shape[1], device=images.device)[None, :, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
-
-    return augment
 
 
 def new_fabric(device: torch.device) -> Fabric:
@@ -256,7 +237,7 @@ def _epoch(
     total = 0.0
     for step, ids in enumerate(batches):
         done = (epoch + step / len(batches)) / training.epochs
-        batch = _batch(training, context, data, ids.to(data.pixels.device), epoch)
+        batch = _batch(training, context, data, ids, epoch)
         for phase, base in zip(phases, rates, strict=True):
             _set_rates(phase.optimizer, base, training.schedule(done))
             loss = phase.loss(batch)
@@ -280,10 +261,11 @@ def _order(context: TrainingContext, epoch: int) -> Rows:
 def _batch(
     training: Training, context: TrainingContext, data: TrainingData, ids: Rows, epoch: int
 ) -> Batch:
-    images = data.pixels[ids].to(torch.float32) / 255
+    device = next(context.model.parameters()).device
+    images, labels = data.rows(ids, device)
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    noise = Noise(noise_key(context.seed, "training", str(epoch)), ids, shape)
-    return Batch(training.augment(images, noise), data.labels[ids], noise)
+    noise = Noise(noise_key(context.seed, "training", str(epoch)), ids.to(device), shape)
+    return Batch(training.augment(images, noise), labels, noise)
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, base: list[float], factor: float) -> None:
@@ -312,10 +294,13 @@ def _watched(context: TrainingContext, held_out: TrainingData | None) -> dict[st
     if held_out is None:
         return {}
     with frozen(context.model) as model:
-        images = held_out.pixels.to(torch.float32) / 255
-        logits = predict(model, images, batch_size=context.batch_size)
-    share = (logits.argmax(dim=1) == held_out.labels).float().mean()
-    return {"validation_accuracy": float(share)}
+        device = next(model.parameters()).device
+        right = 0
+        for ids in torch.arange(len(held_out.labels)).split(context.batch_size):
+            images, labels = held_out.rows(ids, device)
+            logits = predict(model, images, batch_size=context.batch_size)
+            right += int((logits.argmax(dim=1) == labels).sum())
+    return {"validation_accuracy": right / len(held_out.labels)}
 
 
 def _save(

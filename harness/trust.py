@@ -46,6 +46,7 @@ def _has_zero_gradient(model: Classifier, samples: Samples, loss: Loss) -> bool:
     count = len(samples.ids)
     device = samples.images.device
     rows = torch.arange(count, device=device)
-    objective = LossObjective(model, loss, samples.labels, Ledger(count, device), rows, count)
+    ledger = Ledger(count, device)
+    objective = LossObjective(model, loss, samples.labels, ledger, rows, count, samples.accepted)
     _, gradient = objective.gradient(samples.images)
     return bool((gradient.flatten(1).abs().amax(dim=1) == 0).any())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from filelock import FileLock
 
 from harness import checkpoints, plan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from harness.data import ImageData
     from harness.plan import Contender
     from harness.plugins import Registry
+    from harness.sources import Place
     from harness.store import Store
     from harness.suite import Suite
     from harness.workbench import Workbench
@@ -43,7 +45,7 @@ class Trainer(NamedTuple):
     bench: Workbench
     seed: int
     device: str
-    data_dir: Path | None
+    place: Place
     told: Callable[[EpochEnd], None]
 
 
@@ -58,9 +60,13 @@ def obtain(trainer: Trainer, contender: Contender) -> Weights:
         folder = trained(trainer, contender)
         card = checkpoints.read_card(folder) or {}
         path = str(folder / checkpoints.WEIGHTS)
-        return Weights(path, card["sha256"], f"recipe {contender.recipe}, seed {trainer.seed}")
-    if contender.weights == INCLUDED:
-        return Weights("", "", "brought by the plugin")
+        return Weights(
+            path,
+            card["sha256"],
+            f"recipe {contender.recipe}, seed {trainer.seed}, {card['images']} training images",
+        )
+    if contender.weights in (INCLUDED, plan.PRETRAINED):
+        return Weights("", "", f"brought by the plugin, {contender.weights}")
     if checkpoints.is_url(contender.weights):
         fetched = checkpoints.fetch(
             contender.weights, contender.sha256, trainer.store.root / "weights" / "fetched"
@@ -73,7 +79,7 @@ def obtain(trainer: Trainer, contender: Contender) -> Weights:
 def trained(trainer: Trainer, contender: Contender) -> Path:
     """The folder of a training's weights; one process trains while others wait."""
     suite = trainer.suite
-    data = trainer.bench.data(suite.data.name, suite.data.train, trainer.data_dir)
+    data = trainer.bench.data(suite.data, suite.data.train, trainer.place)
     ingredients = plan.training_ingredients(
         suite, contender, trainer.registry, fingerprint=data.fingerprint, seed=trainer.seed
     )
@@ -100,11 +106,11 @@ def _train(
         trainer.registry,
         contender.model,
         num_classes=data.card.num_classes,
-        image_shape=data.card.image_shape,
+        image_shape=trainer.suite.data.canvas.image_shape,
         seed=trainer.seed,
     )
     context = TrainingContext(
-        model=fabric.setup_module(model),
+        model=fabric.setup_module(model.to(memory_format=torch.channels_last)),
         num_images=len(data.labels),
         seed=trainer.seed,
         attack_named=_attack_named(trainer.registry),
@@ -115,7 +121,12 @@ def _train(
     history = fit(
         fabric, training, context, _on_device(data, fabric), _held_out(trainer, fabric), progress
     )
-    card = {"row": contender.row, "ingredients": ingredients, "epochs": history}
+    card = {
+        "row": contender.row,
+        "ingredients": ingredients,
+        "images": len(data.labels),
+        "epochs": history,
+    }
     checkpoints.save_weights(folder, model, card)
     progress.path.unlink(missing_ok=True)
 
@@ -129,6 +140,12 @@ def _attack_named(registry: Registry) -> Callable[..., tuple[Any, dict[str, Any]
 
 
 def _on_device(data: ImageData, fabric: Any) -> TrainingData:
+    """The images as bytes on the device, where they take no more than a quarter of its memory."""
+    if fabric.device.type != "cuda":
+        return TrainingData(data.pixels, data.labels)
+    room = torch.cuda.get_device_properties(fabric.device).total_memory // 4
+    if data.pixels.nbytes > room:
+        return TrainingData(data.pixels, data.labels)
     return TrainingData(data.pixels.to(fabric.device), data.labels.to(fabric.device))
 
 
@@ -136,5 +153,5 @@ def _held_out(trainer: Trainer, fabric: Any) -> TrainingData | None:
     spec = trainer.suite.data
     if not spec.validation:
         return None
-    data = trainer.bench.data(spec.name, spec.validation, trainer.data_dir)
+    data = trainer.bench.data(spec, spec.validation, trainer.place)
     return _on_device(data, fabric)

@@ -19,15 +19,18 @@ from harness.cell import BoundAttack, Findings, Protocol, Setting, evaluate
 from harness.data import ImageData, load_images
 from harness.errors import HarnessError, StoreError
 from harness.numerics import frozen, resolve_device, use_exact_float32
+from harness.plan import PRETRAINED
 from harness.store import CellFolder, Shard
 from harness.tensors import Samples
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.canvas import Canvas
     from harness.plan import Contender
     from harness.plugins import Registry
-    from harness.suite import Suite
+    from harness.sources import Place
+    from harness.suite import DataSpec, Suite
 
 GALLERY = 8
 """Images of each cell that are always kept, for the report."""
@@ -46,7 +49,7 @@ class CellSpec:
         seed: Of attacks, and of the model's initialisation.
         device: Name of the device; "auto" is settled in each worker.
         batch_size: Most images of one pass.
-        data_dir: Local copies of data sets.
+        place: Where images come from.
         saves_all: Keep all adversarial images, not only the gallery's.
     """
 
@@ -58,7 +61,7 @@ class CellSpec:
     seed: int
     device: str
     batch_size: int
-    data_dir: Path | None
+    place: Place
     saves_all: bool = False
 
 
@@ -79,7 +82,7 @@ class Workbench:
 
     registry: Registry
     _open: dict[Path, Setting] = field(default_factory=dict)
-    _data: dict[tuple[str, str], ImageData] = field(default_factory=dict)
+    _data: dict[tuple[str, Canvas, str], ImageData] = field(default_factory=dict)
 
     def perform(self, job: Job) -> ShardEnd:
         """Evaluate one shard and write it down.
@@ -102,16 +105,17 @@ class Workbench:
 
     def samples(self, cell: CellSpec, ids: tuple[int, ...]) -> Samples:
         """Some images of a cell's suite, on its device."""
-        data = self.data(cell.suite.data.name, cell.suite.data.split, cell.data_dir)
+        data = self.data(cell.suite.data, cell.suite.data.split, cell.place)
         found = data.samples(torch.tensor(ids, dtype=torch.int64))
         device = resolve_device(cell.device)
-        return Samples(*(tensor.to(device) for tensor in found))
+        return Samples(*(None if part is None else part.to(device) for part in found))  # type: ignore[arg-type]
 
-    def data(self, name: str, split: str, data_dir: Path | None) -> ImageData:
-        """All images of a split, loaded once."""
-        if (name, split) not in self._data:
-            self._data[name, split] = load_images(self.registry, name, split, data_dir=data_dir)
-        return self._data[name, split]
+    def data(self, spec: DataSpec, split: str, place: Place) -> ImageData:
+        """The images of a suite's split, loaded once."""
+        known = (spec.name, spec.canvas, split)
+        if known not in self._data:
+            self._data[known] = load_images(self.registry, spec, split, place)
+        return self._data[known]
 
     def model(self, cell: CellSpec) -> nn.Module:
         """A cell's model with its weights, on its device."""
@@ -120,8 +124,9 @@ class Workbench:
             self.registry,
             cell.contender.model,
             num_classes=card.num_classes,
-            image_shape=card.image_shape,
+            image_shape=cell.suite.data.canvas.image_shape,
             seed=cell.seed,
+            **({PRETRAINED: True} if cell.contender.weights == PRETRAINED else {}),
         )
         if cell.weights:
             checkpoints.load_weights(model, Path(cell.weights), sha256=cell.sha256)
@@ -151,6 +156,7 @@ class Workbench:
                     find("attacks", attack.name).load(),
                     find("objectives", attack.objective).load(),
                     attack.parameters,
+                    attack.epsilons,
                 )
                 for attack in suite.attacks
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,29 @@ def registry():
     return load_plugins()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded images of the tests, kept apart from the user's and thrown away afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with local copies of real data sets; tests that need it skip without."""
+    return real("", "local copies of the data sets")
+
+
+def real(name: str, what: str) -> Path:
+    """A file or folder of real data, or a reason to skip."""
+    root = Path(os.environ.get("HARNESS_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    path = root / name
+    if not path.exists():
+        pytest.skip(f"{path}: {what} are not here; name their folder in HARNESS_DATA")
+    return path
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A suite of twenty digits that a run finishes in seconds."""
@@ -95,7 +119,6 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment_with(**changes: str) -> dict[str, str]:
-    import os
-
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HARNESS_")}
-    return {**kept, "OMP_NUM_THREADS": "1", **changes}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HARNESS_")}
+    cache = {"HARNESS_CACHE": os.environ["HARNESS_CACHE"]}
+    return {**own, **cache, "OMP_NUM_THREADS": "1", **changes}

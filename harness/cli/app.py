@@ -7,9 +7,9 @@ import warnings
 
 import typer
 
-from harness.cli import doctor, ls, plan, plugins, publish, run, show, train
+from harness.cli import doctor, fetch, ls, plan, plugins, publish, run, show, train
 from harness.cli.output import complain
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 
 EXIT_CODES = """
 Exit codes: 0 all done; 1 stopped by an error that the message explains; 2 the command line is
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("train")(train.train)
+app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)
 app.command("ls")(ls.ls)
 app.command("show")(show.show)
@@ -42,7 +43,7 @@ def main() -> None:
         app()
     except HarnessError as error:
         complain(str(error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)

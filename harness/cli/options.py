@@ -12,6 +12,7 @@ from harness.cli.output import complain
 from harness.errors import UsageError
 from harness.plan import Contender, contenders, sample_ids, with_attacks
 from harness.plugins import Registry, load_plugins
+from harness.sources import Place, default_cache
 from harness.suite import Suite, attack_spec, find_suite
 
 DEFAULT_SUITE = "digits-linf"
@@ -27,7 +28,12 @@ ModelOption = Annotated[
     ),
 ]
 WeightsOption = Annotated[
-    str, typer.Option("--weights", help="File of weights of the one --model.", metavar="FILE")
+    str,
+    typer.Option(
+        "--weights",
+        help="File of weights of the one --model; or 'pretrained', which asks its plugin for them.",
+        metavar="FILE",
+    ),
 ]
 AttackOption = Annotated[
     list[str] | None,
@@ -43,6 +49,23 @@ DataOption = Annotated[
         "--data",
         help="Folder with local copies of data sets, laid out as on the hub.",
         envvar="HARNESS_DATA",
+    ),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder of decoded images.  [default: moe-robustness-harness in the user's cache]",
+        envvar="HARNESS_CACHE",
+    ),
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        help="JSON file with all correct classes of each image, for suites that take several.",
+        metavar="FILE",
     ),
 ]
 LimitOption = Annotated[
@@ -107,6 +130,21 @@ def rows_of(
     if not found:
         raise UsageError(f"suite {suite.name} lists no models: name one with --model")
     return found
+
+
+def place_of(
+    data: Path | None,
+    cache: Path | None,
+    *,
+    offline: bool,
+    limit: int | None = None,
+    labels: Path | None = None,
+) -> Place:
+    """Where this command's images come from; offline, no library may ask the network either."""
+    check_folder(data, "--data")
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return Place(data, cache or default_cache(), is_offline=offline, limit=limit, labels=labels)
 
 
 def check_folder(path: Path | None, option: str) -> None:

@@ -15,6 +15,8 @@ def plan(
     model: opt.ModelOption = None,
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
+    data: opt.DataOption = None,
+    cache: opt.CacheOption = None,
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = 0,
     out: opt.OutOption = Path("runs"),
@@ -23,11 +25,12 @@ def plan(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Show what 'harness run' with the same options would do."""
+    place = opt.place_of(data, cache, offline=True, limit=limit)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, attack, known)
     rows = opt.rows_of(chosen, model, weights, known)
     content = [
-        forecast(chosen, row, known, out=out, seed=seed, limit=limit).to_json() for row in rows
+        forecast(chosen, row, known, out=out, seed=seed, place=place).to_json() for row in rows
     ]
     if as_json:
         print_json({"suite": chosen.name, "protocol": chosen.protocol, "rows": content})

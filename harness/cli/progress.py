@@ -64,7 +64,7 @@ class TerminalProgress:
                 f"train {event.model}", total=event.epochs, told=""
             )
         self._bars.update(self._tasks[event.model], completed=event.epoch, told=told)
-        if event.epoch == event.epochs or event.epoch % 10 == 0:
+        if event.epoch % max(1, event.epochs // 10) == 0 or event.epoch == event.epochs:
             self._say(f"train {event.model}: epoch {event.epoch}/{event.epochs}, {told}")
 
     @hookimpl

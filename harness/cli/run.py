@@ -23,6 +23,9 @@ def run(
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
     data: opt.DataOption = None,
+    cache: opt.CacheOption = None,
+    offline: opt.OfflineOption = False,
+    labels: opt.LabelsOption = None,
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = 0,
     device: opt.DeviceOption = "auto",
@@ -36,7 +39,7 @@ def run(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Run a suite and show its table; the same command again goes on where it was stopped."""
-    opt.check_folder(data, "--data")
+    place = opt.place_of(data, cache, offline=offline, limit=limit, labels=labels)
     known = opt.registry(plugin, no_plugin)
     known.find("executors", executor)
     chosen = opt.suite_with(suite, attack, known)
@@ -55,7 +58,7 @@ def run(
         executor=executor,
         workers=workers,
         batch_size=batch_size,
-        data_dir=data,
+        place=place,
         saves_all=save_adversarial,
         flags=opt.flags_of(chosen, attack, limit, known),
     )
@@ -85,12 +88,14 @@ def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> No
         ]
         for row in rows
     ]
+    boards = dict.fromkeys(str(row["board"]) for row in rows)
     n = max((row["clean_accuracy"]["n"] for row in rows if "clean_accuracy" in row), default=0)
     print_table(
         heads,
         lines,
-        title=f"{suite.title}: n = {n}, {suite.norm}, protocol {suite.protocol}, attacks "
-        f"{', '.join(attack.label for attack in suite.attacks)}; per cent with 95 % intervals",
+        title=f"{suite.title} ({', '.join(boards)}): n = {n}, {suite.norm}, protocol "
+        f"{suite.protocol}, attacks {', '.join(attack.label for attack in suite.attacks)}; "
+        "per cent with 95 % intervals",
         caption="\n".join(
             f"{flag}: {FLAGS.get(flag, flag)}"
             for flag in sorted({f for r in rows for f in _flags(r)})

@@ -17,6 +17,8 @@ def train(
         "", "--recipe", help="Train each --model by this recipe, not by the suite's."
     ),
     data: opt.DataOption = None,
+    cache: opt.CacheOption = None,
+    offline: opt.OfflineOption = False,
     seed: opt.SeedOption = 0,
     device: opt.DeviceOption = "auto",
     out: opt.OutOption = Path("runs"),
@@ -25,7 +27,7 @@ def train(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Train the models of a suite that have no weights yet; interrupted, it goes on."""
-    opt.check_folder(data, "--data")
+    place = opt.place_of(data, cache, offline=offline)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, None, known)
     rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), "", known)
@@ -33,7 +35,7 @@ def train(
     from harness.cli.progress import TerminalProgress
 
     request = runner.Request(
-        suite=chosen, contenders=rows, out=out, seed=seed, device=device, data_dir=data
+        suite=chosen, contenders=rows, out=out, seed=seed, device=device, place=place
     )
     with resumable(), TerminalProgress() as progress:
         folders = runner.train(request, known, [progress])

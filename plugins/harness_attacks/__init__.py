@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.api import AttackCard, Card, hookimpl
+from harness.api import AttackCard, ObjectiveCard, hookimpl
 
 if TYPE_CHECKING:
     from harness.api import Parameters, Register
 
 MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083"
+CROCE = "Croce & Hein, 2020, https://arxiv.org/abs/2003.01690"
 
 
 def _passes(parameters: Parameters) -> int:
@@ -19,7 +20,7 @@ def _passes(parameters: Parameters) -> int:
 
 @hookimpl
 def register_attacks(register: Register) -> None:
-    """Bring the controls, FGSM and PGD with its presets."""
+    """Bring the controls, FGSM, PGD and AutoPGD with their presets."""
     register(
         "clean",
         "harness_attacks.controls:clean",
@@ -44,12 +45,46 @@ def register_attacks(register: Register) -> None:
     )
     for name, changes, card in _presets():
         register(name, "harness_attacks.pgd:pgd", card=card, defaults={**PGD, **changes})
+    register(
+        "apgd",
+        "harness_attacks.apgd:apgd",
+        card=AttackCard(
+            "Projected gradient descent with momentum, whose steps halve where the loss stalls.",
+            source=f"{CROCE}, as the official code (fra31/auto-attack) has it",
+            fidelity="exact",
+            note="an image that is fooled leaves the race at its first fooling iterate, where the "
+            "official code returns the last, which changes no verdict",
+            passes=_passes,
+        ),
+        defaults=APGD,
+    )
+    register(
+        "apgd-100-vmoe",
+        "harness_attacks.apgd:apgd",
+        card=AttackCard(
+            "AutoPGD with 100 steps on cross-entropy, from one random start.",
+            source="the AutoPGD of arXiv 2210.10253",
+            fidelity="inferred",
+            note="the paper gives only the 100 steps: its code came from elsewhere and is not "
+            "released, so loss, start and restarts are those of the official AutoPGD",
+            passes=_passes,
+        ),
+        defaults=APGD,
+    )
 
 
 PGD = {
     "steps": 40,
     "relative_step_size": 0.1,
     "restarts": 1,
+    "init": "random",
+    "stop": "first",
+}
+
+APGD = {
+    "steps": 100,
+    "restarts": 1,
+    "rho": 0.75,
     "init": "random",
     "stop": "first",
 }
@@ -102,18 +137,36 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
 
 @hookimpl
 def register_objectives(register: Register) -> None:
-    """Bring cross-entropy and the margin."""
+    """Bring cross-entropy, the margin and the difference of logits ratio."""
     register(
         "ce",
         "harness_attacks.objectives:cross_entropy",
-        card=Card("Cross-entropy of each image, never averaged over the batch."),
+        card=ObjectiveCard("Cross-entropy of each image, never averaged over the batch."),
     )
     register(
         "margin",
         "harness_attacks.objectives:negative_margin",
-        card=Card(
+        card=ObjectiveCard(
             "The best other logit minus the label's: above 0 the image is fooled.",
             source="Carlini & Wagner, 2017, https://arxiv.org/abs/1608.04644 (f6)",
             note="without their constant kappa",
+        ),
+    )
+    register(
+        "dlr",
+        "harness_attacks.objectives:difference_of_logits_ratio",
+        card=ObjectiveCard(
+            "The margin over the largest logit minus the third: no scaling of the logits hides it.",
+            source=CROCE,
+            note="needs at least 3 classes",
+            one_label=True,
+        ),
+    )
+    register(
+        "sigmoid-ce",
+        "harness_attacks.objectives:sigmoid_cross_entropy",
+        card=ObjectiveCard(
+            "Binary cross-entropies of all classes, summed: for models with a sigmoid a class.",
+            source="google-research/vmoe, sigmoid_xent (arXiv 2210.10253, section 4)",
         ),
     )

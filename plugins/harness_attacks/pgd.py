@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from harness.api import AttackError, ThreatModel
-from harness.tensors import Images, Labels, Mask, Noise, Objective, is_fooled
+from harness.tensors import Images, Labels, Noise, Objective
 
 
 def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     objective: Objective,
     images: Images,
-    labels: Labels,
+    labels: Labels,  # noqa: ARG001 - the objective knows them
     threat: ThreatModel,
     *,
     noise: Noise,
@@ -66,7 +66,7 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
                 score, gradient = bound.gradient(candidates)
             adversarial[live] = candidates
 
-            fighting = _fighting(score.logits, labels[live], stop)
+            fighting = torch.ones_like(score.fooled) if stop == "never" else ~score.fooled
             live, clean, candidates = live[fighting], clean[fighting], candidates[fighting]
             if len(live) == 0:
                 return adversarial
@@ -91,12 +91,6 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
     if init == "clean":
         return clean
     return threat.around(clean, noise.rows(live).uniform(restart))
-
-
-def _fighting(logits: torch.Tensor, labels: Labels, stop: str) -> Mask:
-    """The images that go on."""
-    fooled = is_fooled(logits, labels)
-    return torch.ones_like(fooled) if stop == "never" else ~fooled
 
 
 def _check(

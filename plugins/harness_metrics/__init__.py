@@ -29,6 +29,36 @@ def register_metrics(register: Register) -> None:
         ),
     )
     register(
+        "error-rate",
+        "harness_metrics.accuracy:error_rate",
+        card=MetricCard(
+            "Share of all images that the model has wrong, clean or under any attack.",
+            title="error",
+            by_epsilon=True,
+            source="google-research/vmoe: 1 - num_correct / num_images",
+        ),
+    )
+    register(
+        "precision-at-1",
+        "harness_metrics.accuracy:clean_accuracy",
+        card=MetricCard(
+            "Share of clean images whose first choice is one of their classes.",
+            title="P@1",
+            source="arXiv 2210.10253, section 4",
+        ),
+    )
+    register(
+        "fdr-at-1",
+        "harness_metrics.accuracy:error_rate",
+        card=MetricCard(
+            "False discovery rate: share of images whose first choice is none of their classes, "
+            "clean or under any attack.",
+            title="FDR@1",
+            by_epsilon=True,
+            source="arXiv 2210.10253, section 4: 1 - precision@1",
+        ),
+    )
+    register(
         "auc",
         "harness_metrics.accuracy:area_under_curve",
         card=MetricCard(

@@ -25,6 +25,15 @@ def robust_accuracy(evidence: Evidence) -> tuple[Value, ...]:
     )
 
 
+def error_rate(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of all images that the model has wrong, clean or under any attack."""
+    robust = robust_bits(evidence)
+    return tuple(
+        share(len(bits) - sum(bits.values()), len(bits), epsilon=epsilon)
+        for epsilon, bits in robust.items()
+    )
+
+
 def area_under_curve(evidence: Evidence) -> tuple[Value, ...]:
     """The area under robust accuracy over epsilon, as a share of the largest epsilon.
 
@@ -47,7 +56,17 @@ def robust_bits(evidence: Evidence) -> dict[str, dict[int, bool]]:
     for record in evidence.records:
         at_epsilon = bits[record.epsilon]
         at_epsilon[record.sample] = at_epsilon.get(record.sample, True) and record.is_robust
-    return bits
+    return _closed(bits) if evidence.protocol == "nested" else bits
+
+
+def _closed(bits: dict[str, dict[int, bool]]) -> dict[str, dict[int, bool]]:
+    """What fools an image in a ball is in every larger ball, also where no attack looked."""
+    fooled: set[int] = set()
+    closed = {}
+    for epsilon, at_epsilon in bits.items():
+        fooled |= {sample for sample, is_robust in at_epsilon.items() if not is_robust}
+        closed[epsilon] = {sample: sample not in fooled for sample in at_epsilon}
+    return closed
 
 
 def _trapezoids(radii: Sequence[float], heights: Sequence[float]) -> float:

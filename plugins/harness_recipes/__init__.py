@@ -16,7 +16,24 @@ COMMON = {
     "weight_decay": 1e-4,
     "warm_up": 0.1,
     "translate": 0,
+    "crop": 0,
+    "flip": False,
+    "cutout": 0,
 }
+
+ADVERSARIAL = {
+    **COMMON,
+    "norm": "linf",
+    "epsilon": "8/255",
+    "attack": "pgd",
+    "steps": 7,
+    "relative_step_size": 0.25,
+}
+MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083 (eq. 2.1)"
+DIFFERENT = (
+    "the model is attacked in evaluation mode, so that BatchNorm statistics come from the "
+    "training pass alone; AdamW and a cosine instead of SGD and steps"
+)
 
 
 @hookimpl
@@ -33,16 +50,26 @@ def register_recipes(register: Register) -> None:
         "harness_recipes.adversarial:pgd_adversarial",
         card=Card(
             "Cross-entropy on images that PGD attacks at every step, on nothing else.",
-            source="Madry et al., 2018, https://arxiv.org/abs/1706.06083 (eq. 2.1)",
-            note="the model is attacked in evaluation mode, so that BatchNorm statistics come "
-            "from the training pass alone; AdamW and a cosine instead of SGD and steps",
+            source=MADRY,
+            note=DIFFERENT,
+        ),
+        defaults=ADVERSARIAL,
+    )
+    register(
+        "pgd-adversarial-quick",
+        "harness_recipes.adversarial:pgd_adversarial",
+        card=Card(
+            "The same with two long steps of PGD and six epochs: for one CPU core.",
+            source=MADRY,
+            note=DIFFERENT,
         ),
         defaults={
-            **COMMON,
-            "norm": "linf",
-            "epsilon": "8/255",
-            "attack": "pgd",
-            "steps": 7,
-            "relative_step_size": 0.25,
+            **ADVERSARIAL,
+            "epochs": 6,
+            "learning_rate": 2e-3,
+            "steps": 2,
+            "relative_step_size": 0.625,
+            "crop": 4,
+            "flip": True,
         },
     )

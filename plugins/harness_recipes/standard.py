@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness.augmentation import cropped, cut_out, flipped, in_turn, translated
 from harness.training import (
     Batch,
     Phase,
     Training,
     TrainingContext,
     cosine,
-    translated,
-    unchanged,
     warmed_up,
 )
 
@@ -27,6 +26,9 @@ def standard(  # noqa: PLR0913 - every parameter of a recipe is explicit
     weight_decay: float,
     warm_up: float,
     translate: int,
+    crop: int,
+    flip: bool,
+    cutout: int,
 ) -> Training:
     """Minimise the mean cross-entropy of clean images with AdamW.
 
@@ -37,7 +39,10 @@ def standard(  # noqa: PLR0913 - every parameter of a recipe is explicit
         learning_rate: At the end of the warm-up.
         weight_decay: Decoupled (Loshchilov & Hutter, 2019).
         warm_up: Share of all steps in which the rate rises.
-        translate: Most pixels by which an image is shifted each way.
+        translate: Most pixels by which an image is shifted each way, black coming in.
+        crop: The same with mirrored edges, the usual random crop of small images.
+        flip: Mirror every second image.
+        cutout: Side of a square that is made grey.
     """
 
     def loss(batch: Batch) -> Tensor:
@@ -51,5 +56,12 @@ def standard(  # noqa: PLR0913 - every parameter of a recipe is explicit
         epochs=epochs,
         batch_size=min(batch_size, context.num_images),
         schedule=warmed_up(warm_up, cosine),
-        augment=translated(translate) if translate else unchanged,
+        augment=in_turn(
+            [
+                *([translated(translate)] if translate else []),
+                *([cropped(crop)] if crop else []),
+                *([flipped] if flip else []),
+                *([cut_out(cutout)] if cutout else []),
+            ]
+        ),
     )

@@ -63,4 +63,4 @@ def test_a_shipped_suite_can_be_read_and_is_named_as_its_file(registry, name):
     suite = find_suite(name, registry)
 
     assert suite.name == name
-    assert suite.data.fingerprints
+    assert suite.board("jpeg75") == f"{name}@jpeg75"

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.cell import BoundAttack, Protocol, Setting, evaluate
 from harness.errors import ModelError
-from harness.tensors import Observation, Samples, margin
+from harness.tensors import Observation, margin
 from harness.testing import LinearModel, linear_samples
 from harness.threat import ThreatModel
 
@@ -240,7 +240,7 @@ def test_an_image_fares_the_same_alone_and_in_a_shard(registry):
     samples = linear_samples(5)
 
     together = evaluate(chosen, samples)
-    alone = evaluate(chosen, Samples(*(part[3:4] for part in samples)))
+    alone = evaluate(chosen, samples.rows(torch.tensor([3])))
 
     assert [record for record in together.records if record.sample == 3] == alone.records
 

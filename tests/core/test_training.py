@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from harness.augmentation import translated, unchanged
 from harness.errors import CheckpointError, TrainingError
 from harness.tensors import Noise
 from harness.threat import ThreatModel
@@ -22,8 +23,6 @@ from harness.training import (
     cosine,
     fit,
     new_fabric,
-    translated,
-    unchanged,
     warmed_up,
 )
 from harness.weights import _attack_named
