@@ -265,6 +265,7 @@ def _started(cell: Cell) -> str:
 
 
 def _sort_key(row: Mapping[str, Any], headline: str) -> tuple[float, float, str]:
-    robust = row.get("robust_accuracy", {}).get(headline, {}).get("value") or 0.0
+    kinds = [row[name] for name in ("mean_accuracy", "robust_accuracy") if name in row]
+    robust = (kinds[0].get(headline, {}).get("value") or 0.0) if kinds else 0.0
     clean = row.get("clean_accuracy", {}).get("value") or 0.0
     return -robust, -clean, row["model"]

@@ -63,6 +63,13 @@ class Record:
         right = (*(self.labels or (self.label,)), None)
         return self.is_correct and self.adversarial_prediction in right
 
+    @property
+    def is_right(self) -> bool:
+        """The model has the attacked image right, whatever it said of the clean one."""
+        if self.adversarial_prediction is None:
+            return self.is_correct
+        return self.adversarial_prediction in (self.labels or (self.label,))
+
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object; without `labels` where there is one label."""
         content = asdict(self)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:  # tensors are used through their methods: reading a suite nee
 
     from harness.tensors import Images, PerImage
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "severity"]
 Box = Literal["pixels", "none"]
 
 _RADIUS = re.compile(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)(?:/([0-9]+))?")
 
+SEVERITIES = (1, 2, 3, 4, 5)
 RELATIVE_TOLERANCE = 1e-5
 """Rounding of `clean + perturbation - clean` in float32, as a fraction of epsilon + 1."""
 
@@ -33,7 +34,7 @@ def radius(written: object) -> float:
     >>> radius("51/255")
     0.2
     """
-    match = _RADIUS.fullmatch(str(written).replace(" ", ""))
+    match = _RADIUS.fullmatch(re.sub(r"\s*/\s*", "/", str(written).strip()))
     if match is None or (match[2] is not None and int(match[2]) == 0):
         raise UsageError(f'epsilon {written!r} is no number; write "8/255" or 0.5')
     return float(match[1]) / int(match[2] or 1)
@@ -44,8 +45,9 @@ class ThreatModel:
     """All images within `epsilon` of the clean one, in `norm`, that are still images.
 
     Attributes:
-        norm: Norm of the perturbation, taken over all pixels and channels of one image.
-        epsilon: Radius of the ball, in units of the [0, 1] pixel range.
+        norm: Norm of the perturbation, taken over all pixels and channels of one image; or
+            "severity" for corruptions, which stay in no ball.
+        epsilon: Radius of the ball, in units of the [0, 1] pixel range; or severity, 1 to 5.
         box: "pixels" keeps every value in [0, 1]; "none" replays papers that did not, and never
             ranks.
     """
@@ -68,14 +70,19 @@ class ThreatModel:
                 f"write '{self.epsilon:g}/255', not {self.epsilon:g}"
             )
 
+        if self.norm == "severity" and self.epsilon not in SEVERITIES:
+            raise UsageError(f"severity {self.epsilon:g} is not one of 1, 2, 3, 4, 5")
+
     def size(self, perturbation: Images) -> PerImage:
-        """The norm of each perturbation."""
-        order = {"linf": inf, "l2": 2}[self.norm]
+        """The norm of each perturbation; of a corruption, its largest change."""
+        order = {"linf": inf, "l2": 2, "severity": inf}[self.norm]
         sizes: Tensor = perturbation.flatten(1).norm(order, dim=1)
         return sizes
 
     def project(self, adversarial: Images, clean: Images) -> Images:
         """Shrink the perturbation into the ball, then clip to the box, which never leaves it."""
+        if self.norm == "severity":
+            return self.clip(adversarial)
         perturbation = adversarial - clean
         if self.norm == "linf":
             perturbation = perturbation.clamp(-self.epsilon, self.epsilon)
@@ -89,7 +96,13 @@ class ThreatModel:
         return images.clamp(0, 1) if self.box == "pixels" else images
 
     def steepest(self, gradient: Images) -> Images:
-        """The direction of unit norm along which the loss grows fastest; 0 where it is flat."""
+        """The direction of unit norm along which the loss grows fastest; 0 where it is flat.
+
+        Raises:
+            UsageError: A severity has no ball, and so no direction.
+        """
+        if self.norm == "severity":
+            raise UsageError("norm 'severity' has no ball: only corruptions can be used with it")
         if self.norm == "linf":
             return gradient.sign()
         largest = _column(gradient.flatten(1).abs().amax(dim=1))  # tiny gradients do not underflow
@@ -111,6 +124,8 @@ class ThreatModel:
 
     def contains(self, adversarial: Images, clean: Images) -> Tensor:
         """Which images lie in the ball and the box, up to rounding: one bool for each."""
+        if self.norm == "severity":
+            return adversarial.flatten(1).amin(1).ge(0) & adversarial.flatten(1).amax(1).le(1)
         slack = RELATIVE_TOLERANCE * (1 + self.epsilon)
         inside: Tensor = self.size(adversarial - clean) <= self.epsilon + slack
         if self.box == "none":

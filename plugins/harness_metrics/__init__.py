@@ -29,6 +29,18 @@ def register_metrics(register: Register) -> None:
         ),
     )
     register(
+        "mean-accuracy",
+        "harness_metrics.accuracy:mean_accuracy",
+        card=MetricCard(
+            "Mean over the attacks of the share of images that are right under each, whatever the "
+            "model said of the clean image.",
+            title="mean",
+            by_epsilon=True,
+            source="Hendrycks & Dietterich, 2019, https://arxiv.org/abs/1903.12261: 1 - the mean "
+            "corruption error before it is divided by AlexNet's",
+        ),
+    )
+    register(
         "error-rate",
         "harness_metrics.accuracy:error_rate",
         card=MetricCard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.api import Evidence, Value
@@ -31,6 +32,17 @@ def error_rate(evidence: Evidence) -> tuple[Value, ...]:
     return tuple(
         share(len(bits) - sum(bits.values()), len(bits), epsilon=epsilon)
         for epsilon, bits in robust.items()
+    )
+
+
+def mean_accuracy(evidence: Evidence) -> tuple[Value, ...]:
+    """The mean over attacks of the share of images right under each; an image is one sample."""
+    right: dict[str, dict[int, list[bool]]] = {epsilon: {} for epsilon in evidence.epsilons}
+    for record in evidence.records:
+        right[record.epsilon].setdefault(record.sample, []).append(record.is_right)
+    return tuple(
+        replace(mean([sum(bits) / len(bits) for bits in by_sample.values()]), epsilon=epsilon)
+        for epsilon, by_sample in right.items()
     )
 
 
