@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +37,8 @@ class TerminalProgress:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._begun = time.monotonic()
+        self._total, self._done = 0, 0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -51,6 +55,7 @@ class TerminalProgress:
     @hookimpl
     def run_started(self, event: RunStart) -> None:
         """Open the bar of the shards."""
+        self._begun, self._total = time.monotonic(), event.shards
         if event.finished:
             self._say(f"{event.finished} shards were finished before; {event.shards} to do")
         self._tasks["shards"] = self._bars.add_task("attack", total=event.shards, told="")
@@ -72,13 +77,21 @@ class TerminalProgress:
         """Move the bar of the shards."""
         told = f"{event.model}: {event.images / max(event.seconds, 1e-9):.0f} images/s"
         self._bars.update(self._tasks["shards"], advance=1, told=told)
+        self._done += 1
         end = f"failed: {event.error}" if event.error else f"{event.seconds:.1f} s"
+        end += self._left()
         self._say(f"attack {event.model}: shard {event.shard}, {event.images} images, {end}")
 
     @hookimpl
     def run_finished(self, event: RunEnd) -> None:  # noqa: ARG002 - the hook's signature
         """Take the bars away."""
         self._bars.stop()
+
+    def _left(self) -> str:
+        """The time that the other shards will take at the pace so far."""
+        pace = (time.monotonic() - self._begun) / self._done
+        seconds = round(pace * (self._total - self._done))
+        return f"; about {timedelta(seconds=seconds)} left" if seconds else ""
 
     def _say(self, line: str) -> None:
         """A plain line, where there are no bars."""
