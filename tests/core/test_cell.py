@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.cell import BoundAttack, Protocol, Setting, evaluate
-from harness.errors import ModelError
+from harness.errors import AttackError, ModelError
 from harness.tensors import Observation, margin
 from harness.testing import LinearModel, linear_samples
 from harness.threat import ThreatModel
@@ -254,3 +254,36 @@ def test_what_the_attack_is_given_cannot_change_the_clean_images():
     evaluate(setting(vandal), samples)
 
     assert torch.equal(samples.images, linear_samples(2).images)
+
+
+def test_an_image_is_fooled_only_when_no_accepted_class_is_left():
+    samples = linear_samples(4)
+    accepted = torch.tensor([[False, True], [True, True], [False, True], [True, True]])
+
+    findings = evaluate(setting(), samples._replace(accepted=accepted))
+
+    records = by_epsilon(findings, "0.2")
+    assert [record.is_robust for record in records] == [False, True, False, True]
+    assert [record.labels for record in records] == [(1,), (0, 1), (1,), (0, 1)]
+
+
+def test_an_attack_runs_only_at_its_own_epsilons():
+    everywhere = setting()
+    once = everywhere.attacks[0]._replace(label="once", epsilons=("0.05",))
+    both = dataclasses.replace(everywhere, attacks=[*everywhere.attacks, once])
+
+    records = evaluate(both, linear_samples(2)).records
+
+    assert [(record.attack, record.epsilon) for record in records[:3]] == [
+        ("attack", "0.05"),
+        ("attack", "0.2"),
+        ("once", "0.05"),
+    ]
+
+
+def test_an_attack_that_was_asked_for_the_impossible_stops_the_run():
+    def impossible(objective, images, labels, threat, *, noise):
+        raise AttackError("init 'rnadom' is not known")
+
+    with pytest.raises(AttackError, match="rnadom"):
+        evaluate(setting(impossible), linear_samples(2))

@@ -94,6 +94,26 @@ def test_a_tie_counts_as_correct_only_for_the_first_class():
     assert is_fooled(logits, torch.tensor([0, 1])).tolist() == [False, True]
 
 
+def test_several_accepted_classes_stand_together_against_the_others():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0]])
+    accepted = torch.tensor([[True, False, True], [True, False, True]])
+
+    found = margin(logits, torch.tensor([0, 0]), accepted)
+
+    # the best of 1 and 2 against 3; the best of 5 and 4 against 0
+    assert found.tolist() == [-1.0, 5.0]
+    assert is_fooled(logits, torch.tensor([0, 2]), accepted).tolist() == [True, False]
+
+
+def test_one_accepted_class_is_a_label():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    accepted = torch.nn.functional.one_hot(labels, 4).bool()
+
+    assert torch.equal(margin(logits, labels, accepted), margin(logits, labels))
+    assert torch.equal(is_fooled(logits, labels, accepted), is_fooled(logits, labels))
+
+
 def test_shapes_are_checked_while_tests_run():
     with pytest.raises(Exception, match="batch"):
         margin(torch.zeros(2, 3), torch.zeros(5, dtype=torch.int64))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.augmentation import translated, unchanged
+from harness.augmentation import translated
 from harness.errors import CheckpointError, TrainingError
 from harness.tensors import Noise
 from harness.threat import ThreatModel
@@ -193,23 +193,3 @@ def test_the_warm_up_rises_linearly_and_then_follows_the_cosine():
 
     # 0.1 is half of the rise; 0.6 is half of what is left
     assert [schedule(0.1), schedule(0.2), schedule(0.6)] == pytest.approx([0.5, 1, 0.5])
-
-
-def test_translation_moves_whole_images_by_at_most_the_given_pixels():
-    images = torch.zeros(64, 1, 7, 7)
-    images[:, :, 3, 3] = 1
-    noise = Noise(0, torch.arange(64), (1, 7, 7))
-
-    moved = translated(2)(images, noise)
-
-    places = moved[:, 0].flatten(1).argmax(dim=1)
-    rows, columns = places // 7, places % 7
-    assert moved.sum() == 64
-    assert set(rows.tolist()) == {1, 2, 3, 4, 5}
-    assert set(columns.tolist()) == {1, 2, 3, 4, 5}
-
-
-def test_no_augmentation_gives_the_images_as_they_are():
-    images = torch.rand(2, 1, 3, 3)
-
-    assert unchanged(images, Noise(0, torch.arange(2), (1, 3, 3))) is images

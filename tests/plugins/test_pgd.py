@@ -9,7 +9,11 @@ from harness.api import AttackError, ThreatModel
 from harness.numerics import Ledger, LossObjective
 from harness.tensors import Noise, Outcome, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
-from harness_attacks.objectives import cross_entropy, negative_margin
+from harness_attacks.objectives import (
+    cross_entropy,
+    negative_margin,
+    sigmoid_cross_entropy,
+)
 from harness_attacks.pgd import pgd
 
 
@@ -118,6 +122,37 @@ def test_fools_exactly_the_images_within_reach(norm, factor, fooled):
 def test_what_it_does_not_know_is_refused(parameters, remedy):
     with pytest.raises(AttackError, match=remedy):
         attack(linear_samples(), ThreatModel("linf", 0.1), **parameters)
+
+
+def test_cross_entropy_of_several_classes_is_that_of_their_sum():
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    accepted = torch.tensor([[True, False, True]])
+
+    loss = cross_entropy(Outcome(logits, torch.tensor([0]), accepted))
+
+    # softmax: 0.0900, 0.2447, 0.6652; -ln(0.7553)
+    assert loss.tolist() == pytest.approx([0.280678], abs=1e-5)
+
+
+@pytest.mark.parametrize("accepted", [None, torch.tensor([[True, False]])], ids=["label", "set"])
+def test_sigmoid_cross_entropy_sums_over_classes(accepted):
+    outcome = Outcome(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), accepted)
+
+    # ln(1 + e^-2) + ln 2
+    assert sigmoid_cross_entropy(outcome).tolist() == pytest.approx([0.820075], abs=1e-5)
+
+
+def test_pgd_goes_on_until_no_accepted_class_is_left():
+    samples = linear_samples(2)
+    rows = torch.arange(2)
+    accepted = torch.tensor([[True, True], [False, True]])
+    objective = LossObjective(
+        LinearModel(), cross_entropy, samples.labels, Ledger(2, rows.device), rows, 2, accepted
+    )
+
+    score = objective.score((samples.images - 0.2).clamp(0, 1))
+
+    assert score.fooled.tolist() == [False, True]
 
 
 def test_cross_entropy_is_summed_by_nobody():
