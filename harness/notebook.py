@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness.plugins import Entry, Plugin, Registry, load_plugins
 from harness.runner import Request, run
 from harness.sources import Place
 from harness.store import Store
-from harness.suite import attack_spec, find_suite
+from harness.suite import attack_spec, check_objectives, find_suite
 from harness.weights import INCLUDED
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
     batch_size: int = 128,
     out: str | Path | None = None,
     data: str | Path | None = None,
+    labels: str | Path | None = None,
     plugins: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Evaluate a model on a suite, in this process.
@@ -56,7 +58,8 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
         device: "auto", "cpu", "cuda" ...; a module is moved there, and back afterwards.
         batch_size: Most images of one pass; changes no result.
         out: Run folder, where the same call goes on; None forgets the records.
-        data: Folder with local copies of data sets.
+        data: Folder with local copies of data sets; without it, what HARNESS_DATA names.
+        labels: File with all correct classes of each image, for suites that take several.
         plugins: Files or modules, as `--plugin` takes them.
 
     Returns:
@@ -70,6 +73,7 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
     registry = load_plugins(plugins)
     chosen = find_suite(str(suite), registry)
     chosen = plan.with_attacks(chosen, [attack_spec(name, "", registry) for name in attacks])
+    check_objectives(chosen, "attacks", registry)
     card = registry.find("datasets", chosen.data.name).card
     flags = ["limited"] if limit and limit < len(plan.sample_ids(chosen, card)) else []
     with tempfile.TemporaryDirectory() as forgotten:
@@ -85,10 +89,19 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
             limit=limit,
             device=device,
             batch_size=batch_size,
-            place=Place(None if data is None else Path(data), limit=limit),
+            place=_place(data, labels, limit),
             flags=(*flags, *(["other-attacks"] if attacks else [])),
         )
         return _frame(request, registry, model)
+
+
+def _place(data: str | Path | None, labels: str | Path | None, limit: int | None) -> Place:
+    folder = data or os.environ.get("HARNESS_DATA")
+    return Place(
+        Path(folder) if folder else None,
+        limit=limit,
+        labels=None if labels is None else Path(labels),
+    )
 
 
 def load_model(  # noqa: PLR0913 - where weights may come from

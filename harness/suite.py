@@ -279,7 +279,7 @@ def _suite(table: Table, registry: Registry) -> Suite:
     threat.finish()
     table.finish()
     _check(suite, table.where)
-    _check_objectives(suite, table.where, registry)
+    check_objectives(suite, table.where, registry)
     return suite
 
 
@@ -326,7 +326,12 @@ def _check_attacks(suite: Suite, grid: Sequence[str], where: str) -> None:
                 )
 
 
-def _check_objectives(suite: Suite, where: str, registry: Registry) -> None:
+def check_objectives(suite: Suite, where: str, registry: Registry) -> None:
+    """Refuse objectives that have no meaning for the suite's labels.
+
+    Raises:
+        SuiteError: Names the attack and other objectives.
+    """
     for attack in suite.attacks:
         card = registry.find("objectives", attack.objective).card
         if suite.data.labels == "sets" and card.one_label:

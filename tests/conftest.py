@@ -75,16 +75,11 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with local copies of real data sets; tests that need it skip without."""
-    return real("", "local copies of the data sets")
-
-
-def real(name: str, what: str) -> Path:
-    """A file or folder of real data, or a reason to skip."""
-    root = Path(os.environ.get("HARNESS_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    path = root / name
-    if not path.exists():
-        pytest.skip(f"{path}: {what} are not here; name their folder in HARNESS_DATA")
-    return path
+    given = os.environ.get("HARNESS_DATA")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no local copies of data sets; name their folder in HARNESS_DATA")
+    return folder
 
 
 @pytest.fixture

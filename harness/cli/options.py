@@ -13,7 +13,7 @@ from harness.errors import UsageError
 from harness.plan import Contender, contenders, sample_ids, with_attacks
 from harness.plugins import Registry, load_plugins
 from harness.sources import Place, default_cache
-from harness.suite import Suite, attack_spec, find_suite
+from harness.suite import Suite, attack_spec, check_objectives, find_suite
 
 DEFAULT_SUITE = "digits-linf"
 
@@ -119,7 +119,9 @@ def registry(
 def suite_with(name: str, attacks: list[str] | None, known: Registry) -> Suite:
     """The suite, its attacks replaced where others were named."""
     specs = [attack_spec(*_halves(attack), known) for attack in attacks or []]
-    return with_attacks(find_suite(name, known), specs)
+    suite = with_attacks(find_suite(name, known), specs)
+    check_objectives(suite, "--attack", known)
+    return suite
 
 
 def rows_of(
