@@ -28,7 +28,7 @@ FREE = frozenset({
     _aten.upsample_bilinear2d, _aten.upsample_bicubic2d, _aten.upsample_nearest2d,
     _aten._upsample_bilinear2d_aa, _aten._upsample_bicubic2d_aa,
     _aten.cat, _aten.stack, _aten.constant_pad_nd, _aten.reflection_pad2d, _aten.roll, _aten.flip,
-    _aten.index, _aten.index_select, _aten.index_add, _aten.index_add_, _aten.index_copy,
+    _aten.index, _aten._unsafe_index, _aten.index_select, _aten.index_add, _aten.index_add_, _aten.index_copy,
     _aten.index_put, _aten.index_put_, _aten.gather, _aten.scatter, _aten.scatter_,
     _aten.scatter_add, _aten.nonzero, _aten.bincount, _aten.embedding, _aten.one_hot,
     _aten.clone, _aten.copy_, _aten._to_copy, _aten.contiguous, _aten.lift_fresh, _aten.as_strided_,
