@@ -22,7 +22,6 @@ from harness.tensors import (
     Rows,
     Score,
     is_fooled,
-    margin,
 )
 
 ROW_GROUP = 8
@@ -91,15 +90,16 @@ class Ledger:
         for loss in (self.first_loss, self.best_loss, self.last_loss):
             loss.fill_(float("nan"))
 
-    def note(self, index: Rows, loss: Tensor, *, backwards: int) -> None:
-        """Count one pass over the images at `index`."""
-        self.first_loss[index] = torch.where(
-            self.forwards[index] == 0, loss, self.first_loss[index]
-        )
-        self.best_loss[index] = torch.fmax(self.best_loss[index], loss)
-        self.last_loss[index] = loss
+    def note(self, index: Rows, loss: Tensor | None, *, backwards: int) -> None:
+        """Count one pass over the images at `index`, and keep its losses where there are some."""
         self.forwards[index] += 1
         self.backwards[index] += backwards
+        if loss is None:
+            return
+        first = self.first_loss[index]
+        self.first_loss[index] = torch.where(first.isnan(), loss, first)
+        self.best_loss[index] = torch.fmax(self.best_loss[index], loss)
+        self.last_loss[index] = loss
 
 
 class _Batch(NamedTuple):
@@ -108,6 +108,7 @@ class _Batch(NamedTuple):
     images: Images
     labels: Labels
     accepted: Accepted | None
+    targets: Labels | None
     size: int  # the other rows are padding
 
 
@@ -128,6 +129,8 @@ class LossObjective:
         index: Place of each image in the ledger.
         batch_size: Most images of one pass.
         accepted: All correct classes of each image, where there are several.
+        targets: A class to be drawn towards for each image, where the loss asks for one.
+        is_noted: The ledger keeps the losses too, not only the passes.
     """
 
     model: Classifier
@@ -137,13 +140,15 @@ class LossObjective:
     index: Rows
     batch_size: int
     accepted: Accepted | None = None
+    targets: Labels | None = None
+    is_noted: bool = True
 
     def score(self, candidates: Images) -> Score:
         """The score of each candidate, from one forward pass."""
         with torch.no_grad():
             parts = [self._score(batch) for batch in self._batches(candidates)]
         score = Score(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        self.ledger.note(self.index, score.loss, backwards=0)
+        self._note(score, backwards=0)
         return score
 
     def gradient(self, candidates: Images) -> tuple[Score, Images]:
@@ -151,30 +156,50 @@ class LossObjective:
         parts = [self._gradient(batch) for batch in self._batches(candidates)]
         scores, gradients = zip(*parts, strict=True)
         score = Score(*(torch.cat(part) for part in zip(*scores, strict=True)))
-        self.ledger.note(self.index, score.loss, backwards=1)
+        self._note(score, backwards=1)
         return score, torch.cat(gradients)
 
     def rows(self, index: Rows) -> LossObjective:
         """The same objective for some of its images."""
-        accepted = None if self.accepted is None else self.accepted[index]
-        return replace(self, labels=self.labels[index], index=self.index[index], accepted=accepted)
+        return replace(
+            self,
+            labels=self.labels[index],
+            index=self.index[index],
+            accepted=None if self.accepted is None else self.accepted[index],
+            targets=None if self.targets is None else self.targets[index],
+        )
+
+    def under(self, loss: Loss) -> LossObjective:
+        """Another loss of the same images; the records keep the losses of the first."""
+        return replace(self, loss=loss, is_noted=loss is self.loss and self.is_noted)
+
+    def toward(self, targets: Labels) -> LossObjective:
+        """The same objective with a target class for each image."""
+        return replace(self, targets=targets)
+
+    def _note(self, score: Score, *, backwards: int) -> None:
+        self.ledger.note(self.index, score.loss if self.is_noted else None, backwards=backwards)
 
     def _batches(self, candidates: Images) -> Iterator[_Batch]:
         """The candidates and what belongs to them, padded, with the number of true rows."""
         everything = torch.arange(len(candidates), device=candidates.device)
         for rows in everything.split(self.batch_size):
-            accepted = None if self.accepted is None else _padded(self.accepted[rows])
-            images = _padded(candidates.detach()[rows])
-            yield _Batch(images, _padded(self.labels[rows]), accepted, len(rows))
+            yield _Batch(
+                images=_padded(candidates.detach()[rows]),
+                labels=_padded(self.labels[rows]),
+                accepted=None if self.accepted is None else _padded(self.accepted[rows]),
+                targets=None if self.targets is None else _padded(self.targets[rows]),
+                size=len(rows),
+            )
 
     def _score(self, batch: _Batch) -> Score:
-        outcome = Outcome(self.model(batch.images), batch.labels, batch.accepted)
+        outcome = Outcome(self.model(batch.images), batch.labels, batch.accepted, batch.targets)
         return _scored(outcome, self.loss(outcome), batch.size)
 
     def _gradient(self, batch: _Batch) -> _Pass:
         images = batch.images.requires_grad_()
         with torch.enable_grad():
-            outcome = Outcome(self.model(images), batch.labels, batch.accepted)
+            outcome = Outcome(self.model(images), batch.labels, batch.accepted, batch.targets)
             loss = self.loss(outcome)
         gradient = _input_gradient(loss, images)[: batch.size]
         return _Pass(_scored(outcome, loss, batch.size), gradient)
@@ -186,8 +211,8 @@ def _scored(outcome: Outcome, loss: Tensor, count: int) -> Score:
     return Score(
         logits=seen.logits[:count],
         loss=loss.detach()[:count],
-        margin=margin(*seen)[:count],
-        fooled=is_fooled(*seen)[:count],
+        margin=seen.margin[:count],
+        fooled=is_fooled(seen.logits, seen.labels, seen.accepted)[:count],
     )
 
 

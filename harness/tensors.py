@@ -78,6 +78,12 @@ class Outcome(NamedTuple):
     logits: Logits
     labels: Labels
     accepted: Accepted | None = None  # where an image has several correct classes
+    targets: Labels | None = None  # where the attack is drawn towards a class
+
+    @property
+    def margin(self) -> PerImage:
+        """The logit of the label minus the best other; below 0 the image is fooled."""
+        return margin(self.logits, self.labels, self.accepted)
 
 
 Loss: TypeAlias = Callable[[Outcome], PerImage]
@@ -104,6 +110,12 @@ class Objective(Protocol):
 
     def rows(self, index: Rows) -> Objective:
         """The same objective for some of its images."""
+
+    def under(self, loss: Loss) -> Objective:
+        """Another loss of the same images: for attacks that climb more than one."""
+
+    def toward(self, targets: Labels) -> Objective:
+        """The same objective with a target class for each image, for losses that ask for one."""
 
 
 @runtime_checkable
@@ -189,6 +201,10 @@ class Noise:
     def rows(self, index: Rows) -> Noise:
         """The same noise for some of its images."""
         return replace(self, samples=self.samples[index])
+
+    def named(self, name: str) -> Noise:
+        """Another stream of noise for the same images, for one part of an attack."""
+        return replace(self, key=noise_key(self.key, name))
 
     def _top_bits(self, restart: int, step: int, channel: int) -> Tensor:
         """24 hashed bits for each element of each image, in int64."""

@@ -22,7 +22,6 @@ from harness.tensors import (
     Routed,
     Samples,
     is_fooled,
-    margin,
     noise_key,
 )
 from harness.threat import ThreatModel
@@ -274,6 +273,4 @@ def _objective(model: nn.Module, labels: Labels) -> LossObjective:
     """The negative margin of a model, which has a gradient everywhere."""
     rows = torch.arange(len(labels))
     ledger = Ledger(len(labels), labels.device)
-    return LossObjective(
-        model, lambda outcome: -margin(*outcome), labels, ledger, rows, len(labels)
-    )
+    return LossObjective(model, lambda outcome: -outcome.margin, labels, ledger, rows, len(labels))

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional
 
 from harness.api import AttackError
-from harness.tensors import Outcome, PerImage, margin
+from harness.tensors import Outcome, PerImage
 
 
 def cross_entropy(outcome: Outcome) -> PerImage:
     """The cross-entropy of each image's label, in nats; of all accepted classes together."""
-    logits, labels, accepted = outcome
+    logits, labels, accepted, _ = outcome
     if accepted is None:
         return functional.cross_entropy(logits, labels, reduction="none")
     own = logits.masked_fill(~accepted, float("-inf")).logsumexp(dim=1)
@@ -24,7 +24,7 @@ def sigmoid_cross_entropy(outcome: Outcome) -> PerImage:
     The loss of models with a sigmoid for each class, as google-research/vmoe has it: a sum over
     classes, not a mean.
     """
-    logits, labels, accepted = outcome
+    logits, labels, accepted, _ = outcome
     rows = labels[:, None]
     targets = torch.zeros_like(logits).scatter(1, rows, 1.0) if accepted is None else accepted
     return functional.binary_cross_entropy_with_logits(
@@ -34,7 +34,7 @@ def sigmoid_cross_entropy(outcome: Outcome) -> PerImage:
 
 def negative_margin(outcome: Outcome) -> PerImage:
     """The best other logit minus the label's (Carlini & Wagner, 2017, f6 without kappa)."""
-    return -margin(*outcome)
+    return -outcome.margin
 
 
 def difference_of_logits_ratio(outcome: Outcome) -> PerImage:
@@ -51,5 +51,35 @@ def difference_of_logits_ratio(outcome: Outcome) -> PerImage:
         raise AttackError(
             f"objective 'dlr' needs at least 3 classes, got {classes}; take 'margin' or 'ce'"
         )
+    if outcome.accepted is not None:
+        raise AttackError("objective 'dlr' has no meaning for images with several correct classes")
     largest = outcome.logits.topk(3, dim=1).values
-    return -margin(outcome.logits, outcome.labels) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    return -outcome.margin / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted_logits_ratio(outcome: Outcome) -> PerImage:
+    """The target's logit minus the label's, over the largest minus the mean of third and fourth.
+
+    From Croce & Hein, 2020, https://arxiv.org/abs/2003.01690 (eq. 7), as the official code has it.
+
+    Raises:
+        AttackError: There are fewer than 4 classes, or the attack names no targets.
+    """
+    logits, labels, _, targets = outcome
+    if logits.shape[1] < 4:  # noqa: PLR2004 - the fourth largest
+        raise AttackError(
+            f"the targeted DLR loss needs at least 4 classes, got {logits.shape[1]}; take 'apgd'"
+        )
+    if targets is None:
+        raise AttackError("the targeted DLR loss needs targets: call objective.toward(targets)")
+    largest = logits.topk(4, dim=1).values
+    gap = logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])
+    return gap[:, 0] / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)
+
+
+def target_gap(outcome: Outcome) -> PerImage:
+    """The target's logit minus the label's: above 0 the image is fooled."""
+    logits, labels, _, targets = outcome
+    if targets is None:
+        raise AttackError("the gap to a target needs targets: call objective.toward(targets)")
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.cell import BoundAttack, Protocol, Setting, evaluate
 from harness.errors import AttackError, ModelError
-from harness.tensors import Observation, margin
+from harness.tensors import Observation
 from harness.testing import LinearModel, linear_samples
 from harness.threat import ThreatModel
 
@@ -29,7 +29,7 @@ def stay(objective, images, labels, threat, *, noise):
 def setting(attack=push, protocol="nested", model=None, **changes):
     return Setting(
         model=model or LinearModel(),
-        attacks=[BoundAttack("attack", attack, lambda outcome: -margin(*outcome), {})],
+        attacks=[BoundAttack("attack", attack, lambda outcome: -outcome.margin, {})],
         probes=[],
         threats={text: ThreatModel("linf", value) for text, value in GRID.items()},
         protocol=Protocol(protocol),
@@ -235,7 +235,7 @@ def test_probes_measure_what_was_attacked():
 def test_an_image_fares_the_same_alone_and_in_a_shard(registry):
     run = registry.find("attacks", "pgd").load()
     chosen = dataclasses.replace(
-        setting(), attacks=[BoundAttack("pgd", run, lambda o: -margin(*o), {"steps": 3})]
+        setting(), attacks=[BoundAttack("pgd", run, lambda o: -o.margin, {"steps": 3})]
     )
     samples = linear_samples(5)
 

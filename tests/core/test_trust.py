@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from harness.numerics import frozen
-from harness.tensors import Noise, Samples, margin
+from harness.tensors import Noise, Samples
 from harness.testing import LinearModel, ToyMoE, linear_samples
 from harness.trust import model_flags
 
 
 def loss(outcome):
-    return -margin(*outcome)
+    return -outcome.margin
 
 
 class Random(LinearModel):
