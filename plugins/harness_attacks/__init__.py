@@ -43,6 +43,19 @@ def register_attacks(register: Register) -> None:
             passes=lambda _: 1,
         ),
     )
+    register(
+        "apgd-t",
+        "harness_attacks.targeted:apgd_targeted",
+        card=AttackCard(
+            "AutoPGD on the targeted DLR loss, towards each of the 9 likeliest other classes.",
+            source=CROCE,
+            fidelity="exact",
+            note="an image that is fooled leaves at once, which changes no verdict; the loss in "
+            "the records is that of the ranking pass",
+            passes=lambda chosen: 1 + int(chosen["targets"]) * (int(chosen["steps"]) + 1),
+        ),
+        defaults=TARGETED,
+    )
     for name, changes, card in _presets():
         register(name, "harness_attacks.pgd:pgd", card=card, defaults={**PGD, **changes})
     register(
@@ -133,6 +146,9 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
             ),
         ),
     ]
+
+
+TARGETED = {"steps": 100, "targets": 9, "rho": 0.75, "init": "random", "stop": "first"}
 
 
 @hookimpl

@@ -68,6 +68,43 @@ def apgd(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: `init` or `stop` is not known, or the points of `start` do not fit.
     """
+    found = climbed(
+        objective,
+        images,
+        threat,
+        noise=noise,
+        steps=steps,
+        restarts=restarts,
+        rho=rho,
+        init=init,
+        start=start,
+        stop=stop,
+    )
+    return found.images
+
+
+class Found(NamedTuple):
+    """What an attack ends with."""
+
+    images: Images  # one candidate for each image
+    fooled: Mask  # whether a pass of the attack saw it fool the model
+    loss: PerImage  # its objective, inf where it fooled
+
+
+def climbed(  # noqa: PLR0913 - the parameters of the algorithm
+    objective: Objective,
+    images: Images,
+    threat: ThreatModel,
+    *,
+    noise: Noise,
+    steps: int,
+    restarts: int,
+    rho: float,
+    init: str,
+    start: Sequence[Images] | None,
+    stop: str,
+) -> Found:
+    """What `apgd` finds, with the verdicts that it saw on the way; its arguments are the same."""
     _check(images, init, start, stop, restarts)
     adversarial = images.clone()
     highest = images.new_full((len(images),), -inf)  # loss of `adversarial`, inf where it fools
@@ -79,22 +116,21 @@ def apgd(  # noqa: PLR0913 - the parameters of the algorithm
         climb = _started(clean, _begin(restart, live, clean, threat, noise, init, start), threat)
         for step in range(steps + 1):  # the last pass only scores what the last step reached
             score, gradient = _passed(objective.rows(live), climb.points, last=step == steps)
-            fooled = score.fooled
-            shown = fooled | (score.loss > highest[live])
+            shown = score.fooled | (score.loss > highest[live])
             adversarial[live[shown]] = climb.points[shown]
-            highest[live] = torch.fmax(highest[live], score.loss).masked_fill(fooled, inf)
+            highest[live] = torch.fmax(highest[live], score.loss).masked_fill(score.fooled, inf)
 
-            fighting = torch.ones_like(fooled) if stop == "never" else ~fooled
+            fighting = torch.ones_like(score.fooled) if stop == "never" else ~score.fooled
             climb = _seen(climb, score.loss, gradient, first=step == 0)
             live, climb = live[fighting], _Climb(*(part[fighting] for part in climb))
             if len(live) == 0:
-                return adversarial
+                return Found(adversarial, highest.isposinf(), highest)
             if step in reviews:
                 climb = _reviewed(climb, enough=rho * reviews[step])
             if step < steps:
                 climb = _moved(climb, threat, share=STEP_SHARE if step > 0 else 1.0)
 
-    return adversarial
+    return Found(adversarial, highest.isposinf(), highest)
 
 
 def review_intervals(steps: int) -> dict[int, int]:

@@ -22,12 +22,18 @@ from harness_attacks.objectives import (
     cross_entropy,
     difference_of_logits_ratio,
     negative_margin,
+    targeted_logits_ratio,
 )
+from harness_attacks.targeted import apgd_targeted, likeliest_others
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
 GOLDEN = DATA.parent / "golden" / "apgd"
-LOSSES = {"ce": cross_entropy, "dlr": difference_of_logits_ratio}
+LOSSES = {
+    "ce": cross_entropy,
+    "dlr": difference_of_logits_ratio,
+    "dlr-targeted": targeted_logits_ratio,
+}
 FILES = ["apgd_ce_linf", "apgd_dlr_linf", "apgd_ce_l2", "apgd_dlr_l2"]
 
 official = pytest.mark.skipif(
@@ -68,7 +74,16 @@ class Recorded:
         return self._noted(candidates, score), gradient
 
     def rows(self, index):
-        return Recorded(self.inner.rows(index), self.points, self.losses)
+        return self._with(self.inner.rows(index))
+
+    def under(self, loss):
+        return self._with(self.inner.under(loss))
+
+    def toward(self, targets):
+        return self._with(self.inner.toward(targets))
+
+    def _with(self, inner):
+        return Recorded(inner, self.points, self.losses)
 
     def _noted(self, candidates, score):
         self.points.append(candidates.clone())
@@ -239,7 +254,7 @@ def test_the_same_seed_gives_the_same_images_and_changes_no_input(norm, epsilon)
     assert torch.equal(samples.images, before)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("loss", [cross_entropy, difference_of_logits_ratio], ids=["ce", "dlr"])
 @RADII
 def test_an_image_fares_the_same_alone_and_in_a_batch(norm, epsilon, loss):
     model, samples = random_case(16)
@@ -344,3 +359,84 @@ def test_the_difference_of_logits_ratio_ignores_scale_and_shift():
 def test_the_difference_of_logits_ratio_of_two_classes_is_refused():
     with pytest.raises(AttackError, match="at least 3 classes, got 2; take 'margin' or 'ce'"):
         attack(linear_samples(), ThreatModel("linf", 0.1), loss=difference_of_logits_ratio)
+
+
+def replayed_towards_targets(**parameters):
+    """The official targeted run, from its own starts."""
+    run = golden("apgd_t_linf")
+    starts = []
+    for place in range(9):
+        start = run.samples.images.clone()
+        rows = [run.samples.ids.tolist().index(i) for i in run.arrays[f"r{place}_index"].tolist()]
+        start[rows] = torch.from_numpy(run.arrays[f"r{place}_start"])
+        starts.append(start)
+    count = len(run.samples.ids)
+    ledger = Ledger(count, torch.device("cpu"))
+    objective = LossObjective(
+        run.model, cross_entropy, run.samples.labels, ledger, torch.arange(count), count
+    )
+    found = apgd_targeted(
+        objective,
+        run.samples.images,
+        run.samples.labels,
+        run.threat,
+        noise=Noise(0, run.samples.ids, (3, 32, 32)),
+        steps=run.steps,
+        start=starts,
+        **parameters,
+    )
+    return run, found, ledger
+
+
+@official
+@pytest.mark.parametrize("stop", ["first", "never"])
+def test_targeted_autopgd_fools_the_images_that_the_official_one_does(stop):
+    run, found, _ = replayed_towards_targets(stop=stop)
+
+    fooled = is_fooled(run.model(found), run.samples.labels)
+
+    assert torch.equal(fooled, torch.from_numpy(run.arrays["success"])[run.samples.ids])
+
+
+@official
+def test_targeted_autopgd_is_drawn_to_the_official_targets():
+    run = golden("apgd_t_linf")
+    order = likeliest_others(run.model(run.samples.images), run.samples.labels)
+
+    for place in range(9):
+        rows = [run.samples.ids.tolist().index(i) for i in run.arrays[f"r{place}_index"].tolist()]
+        assert order[rows, place].tolist() == run.arrays[f"r{place}_y_target"].tolist()
+
+
+@official
+def test_targeted_autopgd_spends_no_pass_on_fooled_images():
+    run, _, ledger = replayed_towards_targets(stop="first")
+
+    # one pass to rank the classes, then those of each target up to the first that fools
+    expected = torch.ones(len(run.samples.ids), dtype=torch.int64)
+    for place in range(9):
+        rows = [run.samples.ids.tolist().index(i) for i in run.arrays[f"r{place}_index"].tolist()]
+        first = torch.from_numpy(run.arrays[f"r{place}_first_fooled_step"])
+        expected[rows] += torch.where(first < 0, run.steps + 1, first + 1)
+    assert torch.equal(ledger.forwards, expected)
+
+
+def test_targeted_dlr_by_hand():
+    logits = torch.tensor([[4.0, 3.0, 2.0, 0.0]])
+    outcome = Outcome(logits, torch.tensor([0]), targets=torch.tensor([2]))
+
+    # minus 2 over 4 - 1
+    assert targeted_logits_ratio(outcome).tolist() == pytest.approx([-2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (Outcome(torch.zeros(1, 3), torch.tensor([0])), "at least 4 classes"),
+        (Outcome(torch.zeros(1, 4), torch.tensor([0])), "needs targets"),
+    ],
+    ids=["classes", "targets"],
+)
+def test_targeted_dlr_refuses_what_has_no_meaning(outcome, message):
+    with pytest.raises(AttackError, match=message):
+        targeted_logits_ratio(outcome)
