@@ -34,17 +34,29 @@ LARGEST = 20_000_000
 """Parameters above which a model is only built on the meta device."""
 
 
+CHECK_CLASSES = 5
+"""Classes of the model that attacks are checked on: some losses ask for the fourth largest logit."""
+
+
 class LinearModel(nn.Module):
     """Two classes, split by the plane on which the mean pixel is one half.
 
     An image whose mean is 0.5 + gap has the label 1, its margin is 2 * gap, and the plane is
     gap away in Linf and gap * sqrt(pixels) in L2, as long as no pixel meets 0 or 1.
+
+    Args:
+        num_classes: More than two add classes that never win: their logits are -1.
     """
 
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
     def forward(self, images: Images) -> Logits:
-        """Logits (0.5 - mean, mean - 0.5)."""
+        """Logits (0.5 - mean, mean - 0.5, -1 ...)."""
         score = images.flatten(1).mean(dim=1) - 0.5
-        return torch.stack([-score, score], dim=1)
+        others = score.new_full((len(score), self.num_classes - 2), -1.0)
+        return torch.cat([torch.stack([-score, score], dim=1), others], dim=1)
 
 
 class ToyMoE(nn.Module):
@@ -262,7 +274,7 @@ def check_attack(registry: Registry, name: str, *, norm: str = "linf", **paramet
 def _run(run: Any, parameters: dict[str, Any], samples: Samples, threat: ThreatModel) -> Images:
     shape = (samples.images.shape[1], samples.images.shape[2], samples.images.shape[3])
     noise = Noise(noise_key(0, "check"), samples.ids, shape)
-    objective = _objective(LinearModel(), samples.labels)
+    objective = _objective(LinearModel(CHECK_CLASSES), samples.labels)
     found: Images = run(
         objective, samples.images, samples.labels, threat, noise=noise, **parameters
     )
