@@ -58,8 +58,10 @@ def located(
     where = f"{spec.name}/{split}"
     if split not in card.splits:
         raise DataError(f"{where}: no such split; there are {', '.join(card.splits)}")
-    ids = spec.samples if split == spec.split else ()
-    needed = (ids or tuple(range(card.splits[split])))[: place.limit] if place.limit else None
+    is_evaluated = split == spec.split  # a limit cuts no training images
+    ids = spec.samples if is_evaluated else ()
+    limit = place.limit if is_evaluated else None
+    needed = (ids or tuple(range(card.splits[split])))[:limit] if limit else None
     context = DataContext(split, card, place.data_dir, place.is_offline, place.is_fetching, needed)
     try:
         source: ImageRows = entry.load()(context, **entry.defaults)

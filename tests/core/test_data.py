@@ -259,3 +259,21 @@ def test_a_copy_of_the_data_has_a_name(tmp_path, accepted, copies, name):
     spec = replace(Mine(tmp_path).suite.data, fingerprints=accepted, copies=copies)
 
     assert spec.copy_of("ab12") == name
+
+
+def test_a_limit_asks_for_the_first_samples_and_cuts_no_training_images(tmp_path, monkeypatch):
+    asked = {}
+    registry = load_plugins()
+    spec = find_suite("digits-linf", registry).data
+    entry = registry.find("datasets", "digits")
+    load = entry.load()
+
+    def spy(context):
+        asked[context.split] = context.ids
+        return load(context)
+
+    monkeypatch.setattr("harness_datasets.digits.load", spy)
+    for split in ("test", "train"):
+        load_images(registry, spec, split, Place(cache_dir=tmp_path, limit=3))
+
+    assert asked == {"test": (0, 1, 2), "train": None}
