@@ -45,7 +45,7 @@ class Canvas:
     def scaled(self, height: int, width: int) -> Canvas:
         """The same cut at another size, for attacks at a model's own input size."""
         fit: Fit = "squash" if self.fit == "exact" else self.fit
-        resize = round(self.resize * height / self.height)
+        resize = max(height, width, round(self.resize * height / self.height))
         return Canvas(self.channels, height, width, fit, resize, self.interpolation)
 
     def draw(self, image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:

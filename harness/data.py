@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from harness import hashing
 from harness.errors import DataError
 from harness.imagecache import stored
-from harness.labelsets import read_label_sets
+from harness.labelsets import read_label_sets, with_labels
 from harness.sources import Place, located
 from harness.tensors import Accepted, Labels, Pixels, Rows, Samples
 
@@ -33,6 +33,7 @@ class ImageData:
         is_partial: A copy with fewer images than the card says, used as it is.
         card: Facts about the data set.
         accepted: All correct classes of each place, where a file gives several.
+        is_prefix: Only the first samples were read: the fingerprint speaks of them alone.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ImageData:
     is_partial: bool
     card: DatasetCard
     accepted: Accepted | None = None
+    is_prefix: bool = False
 
     def samples(self, ids: Rows) -> Samples:
         """The images of some ids, in [0, 1], and their labels.
@@ -69,6 +71,12 @@ class ImageData:
             return tuple(self.ids.tolist())
         return tuple(self.ids[self.accepted.any(dim=1)].tolist())
 
+    def unlabelled(self) -> tuple[int, ...]:
+        """The ids of the images that have no correct class."""
+        if self.accepted is None:
+            return ()
+        return tuple(self.ids[~self.accepted.any(dim=1)].tolist())
+
 
 def to_images(pixels: Pixels) -> torch.Tensor:
     """The stored bytes as float32 in [0, 1]."""
@@ -83,15 +91,19 @@ def load_images(registry: Registry, spec: DataSpec, split: str, place: Place) ->
     """
     source, choice = located(registry, spec, split, place)
     found = stored(source, choice, place.cache_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pixels are a read-only map, and are only read
+        pixels = torch.from_numpy(found.pixels)
     data = ImageData(
         spec.name,
         split,
-        torch.from_numpy(found.pixels),
+        pixels,
         torch.from_numpy(found.labels),
         torch.from_numpy(found.ids),
         found.fingerprint,
         found.is_partial,
         choice.card,
+        is_prefix=source.is_prefix,
     )
     if spec.labels == "sets" and split == spec.split:
         return _with_label_sets(data, place)
@@ -108,6 +120,11 @@ def _with_label_sets(data: ImageData, place: Place) -> ImageData:
             "reassessed-imagenet"
         )
     sets = read_label_sets(place.labels, data.card.num_classes)
+    if data.is_partial and data.card.id_pattern and max(sets, default=0) >= len(data.ids):
+        raise DataError(
+            f"{where}: --labels {place.labels} speaks of the whole split, but this copy has "
+            f"{len(data.ids)} images, numbered by their places: give a file for these"
+        )
     accepted = torch.zeros(len(data.ids), data.card.num_classes, dtype=torch.bool)
     for row, sample in enumerate(data.ids.tolist()):
         accepted[row, list(sets.get(sample, ()))] = True
@@ -119,5 +136,5 @@ def _with_label_sets(data: ImageData, place: Place) -> ImageData:
         data,
         labels=torch.where(is_kept, data.labels, first),
         accepted=accepted,
-        fingerprint=hashing.of_value([data.fingerprint, hashing.of_file(place.labels)]),
+        fingerprint=with_labels(data.fingerprint, place.labels),
     )

@@ -66,46 +66,72 @@ def draw(source: ImageRows, choice: Choice) -> Iterator[Drawn]:
         DataError: Columns, labels or label order are not the card's; images that cannot be
             decoded, each named by its id; samples that are not there.
     """
-    card, wanted = choice.card, frozenset(choice.ids)
-    rows = _opened(source, choice)
+    wanted = frozenset(choice.ids)
     broken: dict[int, str] = {}
-    seen, count = 0, 0
+    seen: set[int] = set()
     with ThreadPoolExecutor(THREADS) as pool:
-        for batch in rows.iter(batch_size=BATCH):
-            numbered = [
-                (_sample_id(image, place, card), image, label)
-                for place, (image, label) in enumerate(
-                    zip(batch[card.image_column], batch[card.label_column], strict=True), count
-                )
-            ]
-            count += len(numbered)
-            chosen = [row for row in numbered if not wanted or row[0] in wanted]
+        for rows in _numbered(source, choice):
+            chosen = [row for row in rows if not wanted or row.sample in wanted]
             for drawn in pool.map(partial(_drawn, choice), chosen):
-                seen += 1
+                if drawn.sample in seen:
+                    raise DataError(
+                        f"{choice.where}: two images have the id {drawn.sample}; "
+                        f"{source.where} is no copy of one split"
+                    )
+                seen.add(drawn.sample)
                 if drawn.pixels is None:
                     broken[drawn.sample] = drawn.problem
                 yield drawn
-            if source.is_prefix and wanted and seen >= len(wanted):
+            if source.is_prefix and wanted and len(seen) >= len(wanted):
                 break
-    _refuse_missing(choice, broken, seen)
+    _refuse_missing(choice, broken, len(seen))
+
+
+class _Row(NamedTuple):
+    sample: int
+    image: Any  # the file, as bytes or a path
+    label: Any
+
+
+def _numbered(source: ImageRows, choice: Choice) -> Iterator[list[_Row]]:
+    """The rows with their ids, some at a time.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    card, count = choice.card, 0
+    try:
+        for batch in _opened(source, choice).iter(batch_size=BATCH):
+            pairs = zip(batch[card.image_column], batch[card.label_column], strict=True)
+            rows = [
+                _Row(_sample_id(image, place, choice), image, label)
+                for place, (image, label) in enumerate(pairs, count)
+            ]
+            yield rows
+            count += len(rows)
+    except (DataError, GeneratorExit):
+        raise
+    except Exception as error:  # a damaged file may make its reader raise anything
+        raise DataError(
+            f"{choice.where}: {source.where} cannot be read: {error}; restore it, or fetch it again"
+        ) from error
 
 
 def _opened(source: ImageRows, choice: Choice) -> Any:
     """The rows with images as files, not pixels; columns and label order checked."""
     from datasets import Image  # noqa: PLC0415 - half a second
 
-    try:
-        rows = source.open()
-    except OSError as error:
-        raise DataError(f"{choice.where}: {source.where} cannot be read: {error}") from error
+    rows = source.open()
     card = choice.card
+    columns = rows.column_names or ()
     for column in (card.image_column, card.label_column):
-        if column not in rows.column_names:
+        if column not in columns:
             raise DataError(
                 f"{choice.where}: {source.where} has no column {column!r}; "
-                f"there are {', '.join(rows.column_names)}"
+                f"there are {', '.join(columns)}"
             )
-    _check_names(getattr(rows.features[card.label_column], "names", None), source, choice)
+    kinds = rows.features or {}
+    _check_names(getattr(kinds.get(card.label_column), "names", None), source, choice)
     return rows.select_columns([card.image_column, card.label_column]).cast_column(
         card.image_column, Image(decode=False)
     )
@@ -132,13 +158,28 @@ def _check_names(names: Sequence[str] | None, source: ImageRows, choice: Choice)
         )
 
 
-def _sample_id(image: Any, place: int, card: DatasetCard) -> int:
-    """The number in the file's name where the card says how; else the place in the split."""
-    found = card.id_pattern and re.search(card.id_pattern, image.get("path") or "")
-    return int(found[1]) - 1 if found else place
+def _sample_id(image: Any, place: int, choice: Choice) -> int:
+    """The number in the file's name where the card says how; else the place in the split.
+
+    Raises:
+        DataError: The name says no number, so that nobody knows which of the suite's it is.
+    """
+    pattern = choice.card.id_pattern
+    if not pattern:
+        return place
+    name = image.get("path") or ""
+    found = re.search(pattern, name)
+    if found:
+        return int(found[1]) - 1
+    if choice.ids:
+        raise DataError(
+            f"{choice.where}: the image at place {place} is called {name!r}, which says no number "
+            f"({pattern}): the samples of the suite cannot be told apart in this copy"
+        )
+    return place
 
 
-def _drawn(choice: Choice, row: tuple[int, Any, Any]) -> Drawn:
+def _drawn(choice: Choice, row: _Row) -> Drawn:
     """One sample, drawn on the canvas."""
     from PIL import Image as Picture  # noqa: PLC0415 - plans draw nothing
 

@@ -14,6 +14,9 @@ FLAGS = {
     "other-attacks": "the attacks are not the suite's: not for the board",
     "other-data": "the images are another copy than the suite's: a board of their own",
     "partial-data": "the copy has fewer images than the suite's choice: not for the board",
+    "partial-training": "trained on a copy with fewer images than the data set has: not for the "
+    "board",
+    "unverified-data": "the suite has no fingerprint of the official images yet",
     "attack-failed": "an attack raised or broke the rules on some images, which count as robust",
     "weaker-than-noise": "random noise of the same size fools more images than an attack does",
     "not-deterministic": "two passes of the same images gave different logits",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness import hashing, plan
 from harness.errors import DataError
-from harness.sources import kept_header, located
+from harness.labelsets import read_label_sets, with_labels
+from harness.sources import known_fingerprint, located
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def forecast(
     shards = list(plan.shards(_ids(known), suite.shard_size, place.limit))
     store = known.store
     told, sha256 = _weights(known)
-    key = _cell_key(known, sha256) if sha256 else None
+    is_known = bool(sha256) and suite.data.space == "canvas"  # else only the model knows its size
+    key = _cell_key(known, sha256) if is_known else None
     done = [shard for shard in shards if key and store.cell(key).has(shard)]
     left = sum(len(shard.ids) for shard in shards) - sum(len(shard.ids) for shard in done)
     pace = _seconds_per_image(store, contender.model)
@@ -94,19 +96,26 @@ class _Known:
     place: Place
 
     def fingerprint(self, split: str) -> str:
-        """Of the images that an earlier run decoded, or of the card's copy."""
-        card = self.registry.find("datasets", self.suite.data.name).card
-        kept = kept_header(self.registry, self.suite.data, split, self.place)
-        return str(kept.get("fingerprint") or card.fingerprints.get(split, ""))
+        """Of the images of a split, and of their label sets."""
+        spec, labels = self.suite.data, self.place.labels
+        found = known_fingerprint(self.registry, spec, split, self.place)
+        if spec.labels == "sets" and split == spec.split and labels is not None:
+            return with_labels(found, labels)
+        return found
 
 
 def _ids(known: _Known) -> tuple[int, ...]:
     suite = known.suite
+    card = known.registry.find("datasets", suite.data.name).card
+    ids = plan.sample_ids(suite, card)
     with suppress(DataError):
         _, choice = located(known.registry, suite.data, suite.data.split, known.place)
         if choice.is_partial:
-            return tuple(range(choice.expected))
-    return plan.sample_ids(suite, known.registry.find("datasets", suite.data.name).card)
+            ids = tuple(range(choice.expected))
+    if suite.data.labels == "sets" and known.place.labels is not None:
+        sets = read_label_sets(known.place.labels, card.num_classes)
+        return tuple(sample for sample in ids if sample in sets)
+    return ids
 
 
 def _weights(known: _Known) -> tuple[str, str]:

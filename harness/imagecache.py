@@ -72,6 +72,7 @@ def folder_of(source: ImageRows, choice: Choice, cache_dir: Path) -> Path:
         "source": source.identity,
         "canvas": list(vars(choice.canvas).values()),
         "columns": [choice.card.image_column, choice.card.label_column],
+        "card": [choice.card.num_classes, choice.card.id_pattern, choice.expected],
         "ids": hashing.of_value(choice.ids),
     }
     name = "".join(letter if letter.isalnum() else "-" for letter in choice.where)
@@ -120,9 +121,9 @@ def read(folder: Path) -> Stored | None:
         shape = tuple(told["shape"])
         path = folder / "pixels.bin"
         labels, ids = np.load(folder / "labels.npy"), np.load(folder / "ids.npy")
-        if path.stat().st_size != int(np.prod(shape)) or len(labels) != shape[0] != len(ids):
+        if path.stat().st_size != int(np.prod(shape)) or _table_hash(labels, ids) != told["table"]:
             return None
-        pixels = np.memmap(path, np.uint8, "c", shape=shape)
+        pixels = np.memmap(path, np.uint8, "r", shape=shape)
         is_small = path.stat().st_size <= ALWAYS_HASHED
         is_touched = path.stat().st_mtime_ns != told["written"]
         if (is_small or is_touched) and fingerprint(pixels, labels) != told["fingerprint"]:
@@ -137,7 +138,7 @@ def _in_memory(source: ImageRows, choice: Choice) -> Stored:
     labels, ids = _written(buffer, source, choice)
     shape = (len(ids), *choice.canvas.image_shape)
     pixels = np.frombuffer(bytearray(buffer.getbuffer()), np.uint8).reshape(shape)
-    return Stored(pixels, labels, ids, fingerprint(pixels, labels), choice.is_partial)
+    return Stored(pixels, labels, ids, fingerprint(pixels, labels), _is_partial(choice, len(ids)))
 
 
 def _built(source: ImageRows, choice: Choice, folder: Path) -> Stored:
@@ -175,10 +176,21 @@ def _write_folder(draft: Path, source: ImageRows, choice: Choice) -> None:
         "where": source.where,
         "shape": shape,
         "fingerprint": fingerprint(np.memmap(path, np.uint8, "r", shape=shape), labels),
-        "is_partial": choice.is_partial,
+        "table": _table_hash(labels, ids),
+        "is_partial": _is_partial(choice, len(ids)),
         "written": path.stat().st_mtime_ns,
     }
     write_atomically(draft / "card.json", (json.dumps(told, indent=1) + "\n").encode())
+
+
+def _table_hash(labels: Integers, ids: Integers) -> str:
+    """The sha256 of labels and ids: small, and so always checked."""
+    return hashing.of_bytes(labels.astype("<i8").tobytes() + ids.astype("<i8").tobytes())
+
+
+def _is_partial(choice: Choice, drawn: int) -> bool:
+    """The source had fewer images than the card says, known before or found out by now."""
+    return choice.is_partial or (not choice.ids and drawn < choice.expected)
 
 
 def _written(file: BinaryIO, source: ImageRows, choice: Choice) -> tuple[Integers, Integers]:
@@ -193,6 +205,11 @@ def _written(file: BinaryIO, source: ImageRows, choice: Choice) -> tuple[Integer
             found[place] = (item.label, item.sample)
     if not found:
         raise DataError(f"{choice.where}: {source.where} holds no image")
+    if not choice.ids and len(found) > choice.expected:
+        raise DataError(
+            f"{choice.where}: {source.where} holds {len(found)} images where the card says "
+            f"{choice.expected}; is it the split that the suite means?"
+        )
     table = np.array([found[place] for place in range(len(found))], np.int64)
     return table[:, 0].copy(), table[:, 1].copy()
 

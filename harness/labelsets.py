@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from harness import hashing
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,8 +34,16 @@ def read_label_sets(path: Path, num_classes: int) -> dict[int, tuple[int, ...]]:
         found = content
     if found is None:
         raise DataError(f"--labels {path}: must be a JSON list of lists of classes, or an object")
-    sets = {int(sample): _classes(found[sample], path, num_classes) for sample in found}
+    try:
+        sets = {int(key): _classes(found[key], path, num_classes) for key in found}
+    except ValueError as error:
+        raise DataError(f"--labels {path}: a key is no sample id: {error}") from error
     return {sample: classes for sample, classes in sets.items() if classes}
+
+
+def with_labels(fingerprint: str, path: Path) -> str:
+    """The fingerprint of images together with their label sets."""
+    return hashing.of_value([fingerprint, hashing.of_file(path)])
 
 
 def _classes(written: Any, path: Path, num_classes: int) -> tuple[int, ...]:
@@ -45,4 +54,6 @@ def _classes(written: Any, path: Path, num_classes: int) -> tuple[int, ...]:
         raise DataError(
             f"--labels {path}: {written!r} is no list of classes from 0 to {num_classes - 1}"
         )
+    if len(set(written)) == num_classes:
+        raise DataError(f"--labels {path}: an image has every class: nothing could fool a model")
     return tuple(sorted(set(written)))

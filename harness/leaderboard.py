@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.suite import Suite
 
 ENTRY_SCHEMA = 1
-UNRANKED = ("limited", "other-attacks", "partial-data", "missing-images")
+UNRANKED = ("limited", "other-attacks", "partial-data", "partial-training", "missing-images")
 """Flags with which a row never enters the board."""
 
 
@@ -62,7 +62,7 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
     """
     _refuse_unranked(suite)
     card = registry.find("datasets", suite.data.name).card
-    shards = tuple(plan.shards(plan.sample_ids(suite, card), suite.shard_size))
+    ids = plan.sample_ids(suite, card)
     latest: dict[str, Cell] = {}
     others: set[str] = set()
     left_out = []
@@ -74,7 +74,9 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
         if copy != suite.copy:
             others.add(suite.board(copy))
             continue
-        cell = collect(folder, shards)
+        without = frozenset(manifest.get("unlabelled", ()))
+        usable = [sample for sample in ids if sample not in without]
+        cell = collect(folder, tuple(plan.shards(usable, suite.shard_size)))
         reasons = [flag for flag in cell.flags if flag in UNRANKED]
         if reasons:
             left_out.append(f"{manifest['row']}: {FLAGS[reasons[0]]}")
@@ -229,11 +231,11 @@ def cells(suite: Suite, row: Mapping[str, Any]) -> list[str]:
 def _preface(board: Board) -> Iterable[str]:
     suite = board.suite
     attacks = ", ".join(f"`{attack.label}`" for attack in suite.attacks)
-    n = max((row["clean_accuracy"]["n"] for row in board.rows), default=0)
+    n = max((row["n"] for row in board.rows), default=0)
     yield (
         f"Suite `{board.name}` version {suite.version}, protocol `{suite.protocol}`, norm "
         f"{suite.norm}, attacks {attacks}, n = {n} images of `{suite.data.name}/"
-        f"{suite.data.split}`; sorted by robust accuracy at {suite.headline}."
+        f"{suite.data.split}`; sorted by the first accuracy or error at {suite.headline}."
     )
     yield (
         "Accuracies are percentages of all images with 95 % Wilson intervals; they speak of one "
@@ -265,7 +267,10 @@ def _started(cell: Cell) -> str:
 
 
 def _sort_key(row: Mapping[str, Any], headline: str) -> tuple[float, float, str]:
-    kinds = [row[name] for name in ("mean_accuracy", "robust_accuracy") if name in row]
-    robust = (kinds[0].get(headline, {}).get("value") or 0.0) if kinds else 0.0
+    wrong = [row[name] for name in ("error_rate", "fdr_at_1") if name in row]
+    right = [row[name] for name in ("mean_accuracy", "robust_accuracy") if name in row]
+    values = [values[headline]["value"] or 0.0 for values in right]
+    values += [1 - (values[headline]["value"] or 0.0) for values in wrong]
+    robust = values[0] if values else 0.0
     clean = row.get("clean_accuracy", {}).get("value") or 0.0
     return -robust, -clean, row["model"]

@@ -20,7 +20,7 @@ from harness.errors import CheckpointError, HarnessError, UsageError
 from harness.plan import Contender
 from harness.plugins import Entry, Plugin, Registry, load_plugins
 from harness.runner import Request, run
-from harness.sources import Place
+from harness.sources import Place, known_fingerprint
 from harness.store import Store
 from harness.suite import attack_spec, check_objectives, find_suite
 from harness.weights import INCLUDED
@@ -111,6 +111,7 @@ def load_model(  # noqa: PLR0913 - where weights may come from
     weights: str | Path | None = None,
     sha256: str = "",
     runs: str | Path = "runs",
+    data: str | Path | None = None,
     seed: int = 0,
     plugins: Sequence[str] = (),
 ) -> nn.Module:
@@ -122,6 +123,7 @@ def load_model(  # noqa: PLR0913 - where weights may come from
         weights: File to load instead.
         sha256: Hash that the file must have.
         runs: Run folder in which the weights were trained.
+        data: Folder with local copies of data sets, as for the training.
         seed: Of the training.
         plugins: Files or modules, as `--plugin` takes them.
 
@@ -142,7 +144,8 @@ def load_model(  # noqa: PLR0913 - where weights may come from
     if weights is not None:
         checkpoints.load_weights(model, Path(weights), sha256=sha256)
     elif contender.recipe:
-        folder = _trained(chosen, contender, registry, Path(runs), seed)
+        place = _place(data, None, None)
+        folder = _trained(chosen, contender, registry, Path(runs), seed, place)
         told = checkpoints.read_card(folder) or {}
         checkpoints.load_weights(model, folder / checkpoints.WEIGHTS, sha256=told["sha256"])
     elif contender.weights != INCLUDED:
@@ -150,13 +153,14 @@ def load_model(  # noqa: PLR0913 - where weights may come from
     return model.eval()
 
 
-def _trained(suite: Suite, contender: Contender, registry: Registry, runs: Path, seed: int) -> Path:
-    card = registry.find("datasets", suite.data.name).card
+def _trained(
+    suite: Suite, contender: Contender, registry: Registry, runs: Path, seed: int, place: Place
+) -> Path:
     ingredients = plan.training_ingredients(
         suite,
         contender,
         registry,
-        fingerprint=card.fingerprints.get(suite.data.train, ""),
+        fingerprint=known_fingerprint(registry, suite.data, suite.data.train, place),
         seed=seed,
     )
     folder = Store(runs).weights(plan.key(ingredients))

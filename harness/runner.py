@@ -167,6 +167,11 @@ def _start(request: Request, registry: Registry, observers: Sequence[object]) ->
 
 def _check_copy(suite: Suite, data: ImageData) -> None:
     """Refuse another copy of the images than the one that was asked for by name."""
+    if suite.copy and data.is_prefix:
+        raise DataError(
+            f"{suite.board(suite.copy)}: the first images alone do not tell which copy they are "
+            "of; fetch the split with 'harness fetch', or leave the copy out"
+        )
     found = suite.data.copy_of(data.fingerprint)
     if suite.copy and found != suite.copy:
         raise DataError(
@@ -211,6 +216,7 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
     cell = replace(draft, folder=folder.path)
     if folder.manifest() is None:
         facts = _checked(current, cell, model or current.bench.model(cell))
+        facts["flags"] += weights.flags
         folder.write_manifest(
             {
                 **_description(current, contender, weights, ingredients),
@@ -260,12 +266,18 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in model.parameters())
     active = getattr(model, "active_parameters", lambda: total)()
     facts = {"parameters": total, "active_parameters": active, "flops": flops}
-    copy = cell.suite.data.copy_of(current.data.fingerprint)
-    about_data = {"other-data": bool(copy), "partial-data": current.data.is_partial}
+    data, spec = current.data, cell.suite.data
+    copy = "" if data.is_prefix else spec.copy_of(data.fingerprint)
+    about_data = {
+        "other-data": bool(copy),
+        "partial-data": data.is_partial,
+        "unverified-data": bool(card.hub_id) and not (spec.fingerprints or copy),
+    }
     return {
         "facts": facts,
         "flags": [*flags, *(flag for flag, is_so in about_data.items() if is_so)],
         "copy": copy,
+        "unlabelled": list(data.unlabelled()),
     }
 
 

@@ -65,6 +65,7 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         "recipe": cell.manifest["recipe"],
         "protocol": cell.manifest["protocol"],
         "board": suite.board(cell.manifest.get("copy", "")),
+        "n": len({record.sample for record in cell.records}),
     }
     for name in suite.metrics:
         entry = registry.find("metrics", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,11 @@ def located(
     return source, Choice(where, card, spec.canvas, len(ids) or expected, ids)
 
 
-def kept_header(registry: Registry, spec: DataSpec, split: str, place: Place) -> dict[str, Any]:
-    """What is known of decoded images that are kept already; empty where there are none."""
-    try:
+def known_fingerprint(registry: Registry, spec: DataSpec, split: str, place: Place) -> str:
+    """The fingerprint of images that an earlier run decoded; else that of the card's copy."""
+    kept: dict[str, Any] | None = None
+    with suppress(DataError):
         source, choice = located(registry, spec, split, place)
-    except DataError:
-        return {}
-    return (source.identity and header(folder_of(source, choice, place.cache_dir))) or {}
+        kept = header(folder_of(source, choice, place.cache_dir)) if source.identity else None
+    card: DatasetCard = registry.find("datasets", spec.name).card
+    return str((kept or {}).get("fingerprint") or card.fingerprints.get(split, ""))

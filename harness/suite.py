@@ -152,7 +152,7 @@ class Suite:
         return {
             "version": self.version,
             "data": {
-                "name": data.name,
+                "name": data.name.partition("/")[0],  # of a folder, the fingerprint says which
                 "split": data.split,
                 "canvas": list(vars(data.canvas).values()) if data.space == "canvas" else "model",
                 "samples": hashing.of_value(data.samples) if data.samples else "all",
@@ -175,7 +175,9 @@ def find_suite(name: str, registry: Registry) -> Suite:
         UnknownName: No suite has this name.
         SuiteError: The file is missing or wrong.
     """
-    base, *variants = name.split("@")
+    stem, is_file, rest = name.rpartition(".toml")  # a folder's name may hold an @, too
+    base, *variants = rest.split("@") if is_file else name.split("@")
+    base = f"{stem}{is_file}{base}" if is_file else base
     suite = _found(base, registry)
     for variant in variants:
         if variant == "model-space":

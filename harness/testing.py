@@ -35,7 +35,7 @@ LARGEST = 20_000_000
 
 
 CHECK_CLASSES = 5
-"""Classes of the model that attacks are checked on: some losses ask for the fourth largest logit."""
+"""Classes of the model that attacks are checked on: some losses need the fourth largest logit."""
 
 
 class LinearModel(nn.Module):

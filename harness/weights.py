@@ -34,6 +34,7 @@ class Weights(NamedTuple):
     path: str  # empty where building the model brings them
     sha256: str  # empty then, too
     source: str  # for people
+    flags: tuple[str, ...] = ()  # what a reader of the row must know
 
 
 class Trainer(NamedTuple):
@@ -64,6 +65,7 @@ def obtain(trainer: Trainer, contender: Contender) -> Weights:
             path,
             card["sha256"],
             f"recipe {contender.recipe}, seed {trainer.seed}, {card['images']} training images",
+            tuple(card["flags"]),
         )
     if contender.weights in (INCLUDED, plan.PRETRAINED):
         return Weights("", "", f"brought by the plugin, {contender.weights}")
@@ -125,6 +127,7 @@ def _train(
         "row": contender.row,
         "ingredients": ingredients,
         "images": len(data.labels),
+        "flags": ["partial-training"] if data.is_partial else [],
         "epochs": history,
     }
     checkpoints.save_weights(folder, model, card)

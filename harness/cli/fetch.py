@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from harness.cli import options as opt
 from harness.cli.output import note, print_json, print_table, resumable
+from harness.errors import UsageError
 from harness.suite import DataSpec, find_suite
 
 
@@ -36,14 +38,14 @@ def fetch(
 
     known = opt.registry(plugin, no_plugin)
     chosen = find_suite(suite, known)
-    if data is not None:
-        data.mkdir(parents=True, exist_ok=True)
+    images_alone = replace(chosen.data, labels="one")  # label sets are the user's own file
+    _make(data)
     place = Place(data, cache or default_cache(), is_fetching=True)
     found = []
     with resumable():
         for split in _splits(chosen.data, train=train):
             note(f"{chosen.data.name}/{split} ...")
-            images = load_images(known, chosen.data, split, place)
+            images = load_images(known, images_alone, split, place)
             copy = chosen.data.copy_of(images.fingerprint) if split == chosen.data.split else ""
             found.append(
                 {
@@ -69,6 +71,14 @@ def fetch(
             for row in found
         ],
     )
+
+
+def _make(folder: Path | None) -> None:
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--data {folder}: cannot be made: {error.strerror}") from error
 
 
 def _splits(data: DataSpec, *, train: bool) -> list[str]:

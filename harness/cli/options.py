@@ -27,6 +27,9 @@ ModelOption = Annotated[
         help="A model, model.recipe, or 'all'; repeatable. Without it: the suite's own rows.",
     ),
 ]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="Train each --model by this recipe, not by the suite's.")
+]
 WeightsOption = Annotated[
     str,
     typer.Option(

@@ -13,10 +13,12 @@ from harness.forecast import forecast
 def plan(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
+    recipe: opt.RecipeOption = "",
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
     data: opt.DataOption = None,
     cache: opt.CacheOption = None,
+    labels: opt.LabelsOption = None,
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = 0,
     out: opt.OutOption = Path("runs"),
@@ -25,10 +27,10 @@ def plan(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Show what 'harness run' with the same options would do."""
-    place = opt.place_of(data, cache, offline=True, limit=limit)
+    place = opt.place_of(data, cache, offline=True, limit=limit, labels=labels)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, attack, known)
-    rows = opt.rows_of(chosen, model, weights, known)
+    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
     content = [
         forecast(chosen, row, known, out=out, seed=seed, place=place).to_json() for row in rows
     ]

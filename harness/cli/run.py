@@ -17,9 +17,7 @@ from harness.suite import Suite
 def run(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
-    recipe: str = typer.Option(
-        "", "--recipe", help="Train each --model by this recipe, not by the suite's."
-    ),
+    recipe: opt.RecipeOption = "",
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
     data: opt.DataOption = None,
@@ -89,7 +87,7 @@ def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> No
         for row in rows
     ]
     boards = dict.fromkeys(str(row["board"]) for row in rows)
-    n = max((row["clean_accuracy"]["n"] for row in rows if "clean_accuracy" in row), default=0)
+    n = max((row["n"] for row in rows), default=0)
     print_table(
         heads,
         lines,

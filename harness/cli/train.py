@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
-
 from harness.cli import options as opt
 from harness.cli.output import print_json, print_table, resumable
 
@@ -13,9 +11,7 @@ from harness.cli.output import print_json, print_table, resumable
 def train(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
-    recipe: str = typer.Option(
-        "", "--recipe", help="Train each --model by this recipe, not by the suite's."
-    ),
+    recipe: opt.RecipeOption = "",
     data: opt.DataOption = None,
     cache: opt.CacheOption = None,
     offline: opt.OfflineOption = False,

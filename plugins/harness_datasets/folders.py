@@ -103,14 +103,28 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    names = tuple(sorted(path.name for path in _shown(folder) if path.is_dir()))
     if not names:
         raise DataError(f"{folder}: holds no folder for each class")
     return names
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGES)
+    """The pictures of all classes.
+
+    Raises:
+        DataError: A class holds something else, which would be left out silently.
+    """
+    files = [path for part in _shown(folder) if part.is_dir() for path in _shown(part)]
+    for path in files:
+        if path.is_dir() or path.suffix.lower() not in IMAGES:
+            raise DataError(f"{path}: is no picture; the folder of a class holds nothing else")
+    return sorted(files)
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder, but for hidden files."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _from_paths(files: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> Any:
@@ -125,8 +139,13 @@ def _split_files(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted([*root.rglob("*.parquet"), *root.rglob("*.arrow")]):
         word = re.match(r"[A-Za-z]+", path.name)
-        if word:
-            found.setdefault(word[0], []).append(path)
+        if word and not any(part.startswith(".") for part in path.relative_to(root).parts):
+            # save_to_disk calls every file "data" and puts each split into a folder of its name
+            split = path.parent.name if word[0] == "data" and path.parent != root else word[0]
+            found.setdefault(split, []).append(path)
+    for split, files in found.items():
+        if len({path.suffix for path in files}) > 1:
+            raise DataError(f"{root}: split {split} is there as .parquet and as .arrow; keep one")
     if not found:
         raise DataError(f"{root}: holds no .parquet or .arrow file, such as test.parquet")
     return found

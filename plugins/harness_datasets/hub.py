@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 FEW = 0.05
-"""Share of a split up to which its first images are streamed instead of downloaded whole."""
+"""Share of a split up to which its first rows are streamed instead of downloaded whole."""
 
 
 class _Remote(NamedTuple):
@@ -43,27 +43,27 @@ def load(context: DataContext) -> ImageRows:
         return from_files(files, context.split)
     if context.is_offline:
         raise DataError(f"{_missing(context)}, and --offline forbids to ask the hub")
-    if context.ids is not None and len(context.ids) < FEW * context.card.splits[context.split]:
+    if context.ids and max(context.ids) < FEW * context.card.splits[context.split]:
         return _streamed(context)
     return from_files(_downloaded(context), context.split)
 
 
 def local_files(context: DataContext) -> list[Path]:
-    """The split's files in `data_dir`; all of them, or none.
-
-    Raises:
-        DataError: Some of them are missing.
-    """
+    """The split's files in `data_dir`; some may be missing."""
     for folder in _folders(context):
         files = sorted(folder.glob(context.card.files[context.split]))
         if files:
-            _refuse_gaps(files)
             return files
     return []
 
 
 def from_files(files: Sequence[Path], split: str) -> ImageRows:
-    """The rows of some Parquet files."""
+    """The rows of some Parquet files.
+
+    Raises:
+        DataError: One is damaged, or missing among the numbered others.
+    """
+    _refuse_gaps(files)
     from pyarrow.parquet import read_metadata
 
     digest = sha256()
@@ -137,10 +137,7 @@ def _in_hub_cache(context: DataContext) -> list[Path]:
         )
     except (LocalEntryNotFoundError, OSError):
         return []
-    files = sorted(Path(folder).glob(pattern))
-    if files:
-        _refuse_gaps(files)
-    return files
+    return sorted(Path(folder).glob(pattern))
 
 
 def _fetched(context: DataContext, files: list[Path]) -> list[Path]:
@@ -154,7 +151,7 @@ def _fetched(context: DataContext, files: list[Path]) -> list[Path]:
 
 
 class _HubError(DataError):
-    """The hub cannot be asked."""
+    """The hub cannot be asked, or does not answer."""
 
 
 def _downloaded(context: DataContext) -> list[Path]:
@@ -169,7 +166,7 @@ def _downloaded(context: DataContext) -> list[Path]:
     remote = _remote_files(context)
     if target is not None:
         _refuse_other_copy(target, remote)
-    _refuse_full_disk(remote, target or Path.home())
+    _refuse_full_disk(remote, target)
     try:
         folder = snapshot_download(
             card.hub_id,
@@ -228,9 +225,13 @@ def _remote_files(context: DataContext) -> list[_Remote]:
     return files
 
 
-def _refuse_full_disk(files: Sequence[_Remote], folder: Path) -> None:
+def _refuse_full_disk(files: Sequence[_Remote], target: Path | None) -> None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = target or Path(HF_HUB_CACHE)
     existing = next(part for part in (folder, *folder.parents) if part.exists())
-    needed, free = sum(file.size for file in files), shutil.disk_usage(existing).free
+    missing = [file for file in files if target is None or not (target / file.path).exists()]
+    needed, free = sum(file.size for file in missing), shutil.disk_usage(existing).free
     if needed > free:
         raise DataError(
             f"{existing}: {needed / 2**30:.1f} GiB to download, but only {free / 2**30:.1f} GiB "
@@ -275,7 +276,7 @@ def _explained(context: DataContext, error: Exception) -> DataError:
     said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     access = context.card.access
     if access and isinstance(error, (GatedRepoError, RepositoryNotFoundError)):
-        return DataError(f"{context.card.hub_id}: the hub does not let you in: {access}")
+        return _HubError(f"{context.card.hub_id}: the hub does not let you in: {access}")
     return _HubError(
         f"{_missing(context)}, and the hub cannot be asked ({said}); on a machine with a network: "
         "'harness fetch --suite S --data DIR', then copy DIR here and run with --data DIR"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
 
 EFFICIENTNET = "weights/tf_efficientnet_lite0.safetensors"
 ROBUST = "weights/resnet14w24_cifar10_at.safetensors"
@@ -30,6 +34,18 @@ def build(context):
 @hookimpl
 def register_models(register):
     register("sixteen", build, card=ModelCard("Works at 16 pixels.", weights="included"))
+"""
+
+THIN = """
+from torch import nn
+from harness import hookimpl
+
+def build(context):
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(192, context.num_classes))
+
+@hookimpl
+def register_models(register):
+    register("thin", build)
 """
 
 
@@ -109,6 +125,33 @@ def test_a_board_of_another_copy_is_published_by_its_own_name(harness, cifar, tm
 
 
 @pytest.mark.slow
+def test_weights_trained_on_real_images_are_found_again(harness, data_dir, tmp_path):
+    suite = tmp_path / "small.toml"
+    suite.write_text(
+        'name = "small"\nversion = 1\n[data]\nname = "tiny-imagenet"\nsplit = "valid"\n'
+        'samples = [1]\n[threat]\nnorm = "linf"\nepsilons = ["8/255"]\nheadline = "8/255"\n'
+        '[[attacks]]\nname = "fgsm"\n[recipes.standard]\nepochs = 1\nbatch_size = 5000\n'
+    )
+    (tmp_path / "use.py").write_text(
+        "import harness\n"
+        f"model = harness.load_model('thin.standard', suite='small.toml', data={str(data_dir)!r},"
+        " plugins=['thin.py'])\nprint(type(model).__name__)\n"
+    )
+    (tmp_path / "thin.py").write_text(THIN)
+    told = harness(
+        *["run", "--suite", "small.toml", "--plugin", "thin.py", "--model", "thin"],
+        *["--recipe", "standard", "--data", data_dir, "--json"],
+    )
+
+    loaded = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert "partial-training" in json.loads(told.out)["rows"][0]["flags"]
+    assert loaded.stdout.strip() == "Sequential", loaded.stderr
+
+
+@pytest.mark.slow
 def test_a_small_copy_of_imagenet_is_used_and_marked(imagenet):
     done = imagenet("run", "--offline", "--attack", "clean", "--json")
 
@@ -162,6 +205,33 @@ def test_images_that_are_nowhere_are_missed_with_all_places(harness, data_dir):
     assert done.code == 1
     assert f"no cifar100/test-*.parquet in {data_dir}/cifar100" in done.err
     assert "--offline forbids to ask the hub" in done.err
+
+
+def test_images_without_labels_do_not_keep_a_row_off_the_board(harness, tmp_path):
+    suite = tmp_path / "two.toml"
+    suite.write_text(
+        'name = "two"\nversion = 1\nmetrics = ["fdr-at-1"]\n[data]\nname = "files/PATH"\n'
+        'split = "test"\nlabels = "sets"\n[data.canvas]\nsize = 32\n[threat]\nnorm = "linf"\n'
+        'epsilons = ["8/255"]\nheadline = "8/255"\n[[attacks]]\nname = "fgsm"\n'.replace(
+            "PATH", str(tmp_path / "few")
+        )
+    )
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
+    pictures = [Picture.new("RGB", (32, 32), (40 * place, 9, 9)) for place in range(3)]
+    rows = Dataset.from_dict({"image": pictures, "label": [0, 1, 2]}, features=features)
+    (tmp_path / "few").mkdir()
+    rows.to_parquet(tmp_path / "few" / "test.parquet")
+    (tmp_path / "sets.json").write_text("[[1], [], [2, 3]]")
+    (tmp_path / "thin.py").write_text(INPUT_SIZE)
+    harness(
+        *["run", "--suite", suite, "--plugin", "thin.py", "--model", "sixteen"],
+        *["--labels", "sets.json"],
+    )
+
+    published = harness("publish", "--suite", suite, "--json")
+
+    (row,) = json.loads(published.out)["rows"]
+    assert row["n"] == 2
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -84,7 +86,7 @@ def test_another_source_choice_or_canvas_is_kept_apart(tmp_path, other):
     assert folder_of(source(), choice(), tmp_path) != folder_of(*other(), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "no labels", "torn card"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "no labels", "other ids", "torn card"])
 def test_a_damaged_cache_is_noticed_and_built_again(tmp_path, damage):
     folder = folder_of(source(), choice(), tmp_path)
     first = stored(source(), choice(), tmp_path).fingerprint
@@ -94,6 +96,7 @@ def test_a_damaged_cache_is_noticed_and_built_again(tmp_path, damage):
         "truncated": lambda: path.write_bytes(content[:-1]),
         "altered": lambda: path.write_bytes(content[:-1] + b"\0"),
         "no labels": (folder / "labels.npy").unlink,
+        "other ids": lambda: np.save(folder / "ids.npy", np.arange(40)[::-1].copy()),
         "torn card": lambda: (folder / "card.json").write_text('{"shape": [4'),
     }[damage]()
 
@@ -202,3 +205,66 @@ def test_the_fingerprint_sees_one_pixel_and_one_label():
     }
 
     assert len(prints) == 3
+
+
+def test_fewer_images_than_the_card_says_are_a_partial_copy(tmp_path):
+    uncounted = ImageRows(partial(rows, 30), "squares", "few")
+
+    assert stored(uncounted, choice(), tmp_path).is_partial
+
+
+def test_more_images_than_the_card_says_are_refused(tmp_path):
+    uncounted = ImageRows(partial(rows, 50), "squares", "many")
+
+    with pytest.raises(DataError, match="holds 50 images where the card says 40"):
+        stored(uncounted, choice(), tmp_path)
+
+
+def named(*names):
+    """Squares in files of some names."""
+    pictures = []
+    for number in range(len(names)):
+        content = io.BytesIO()
+        Picture.fromarray(pixels_of(number)).save(content, "PNG")
+        pictures.append({"bytes": content.getvalue(), "path": names[number]})
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
+    data = {"image": pictures, "label": [0] * len(names)}
+    return ImageRows(partial(Dataset.from_dict, data, features=features), "named", "")
+
+
+NUMBERED = replace(CARD, id_pattern=r"val_(\d+)")
+
+
+def chosen(*ids):
+    return Choice("squares/test", NUMBERED, Canvas(3, 6, 6), len(ids), ids)
+
+
+def test_the_number_in_a_files_name_is_its_id(tmp_path):
+    found = stored(named("val_3.png", "val_1.png", "val_2.png"), chosen(1, 2), tmp_path)
+
+    assert found.ids.tolist() == [1, 2]
+    assert found.pixels[:, 0, 0, 0].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("val_1.png", "cat.png"),
+            "image at place 1 is called 'cat.png', which says no number",
+        ),
+        (("val_1.png", "val_1.png"), "two images have the id 0"),
+    ],
+    ids=["no number", "twice"],
+)
+def test_files_that_cannot_be_told_apart_are_refused(tmp_path, names, message):
+    with pytest.raises(DataError, match=message):
+        stored(named(*names), chosen(0, 1), tmp_path)
+
+
+def test_a_source_that_breaks_while_it_is_read_is_named(tmp_path):
+    def broken():
+        raise OSError("deserialize thrift")
+
+    with pytest.raises(DataError, match="squares cannot be read: deserialize thrift; restore it"):
+        stored(source(opened=broken), choice(), tmp_path)

@@ -173,6 +173,27 @@ def test_parquet_and_arrow_files_are_data_sets(tmp_path):
     assert torch.equal(of_parquet.pixels, of_arrow.pixels)
 
 
+def test_what_save_to_disk_writes_is_a_data_set_with_its_splits(tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    for split, labels in (("train", [0, 1, 1]), ("test", [1])):
+        pictures = [Picture.new("RGB", (8, 8)) for _ in labels]
+        rows = Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+        rows.save_to_disk(tmp_path / "saved" / split)
+
+    data = own(tmp_path, f"files/{tmp_path / 'saved'}")
+
+    assert dict(data.card.splits) == {"test": 1, "train": 3}
+    assert data.labels.tolist() == [1]
+
+
+def test_nothing_in_the_folder_of_a_class_is_left_out_silently(tmp_path):
+    picture(tmp_path / "pets" / "dog" / "a.png", 20)
+    picture(tmp_path / "pets" / "dog" / "more" / "b.png", 30)
+
+    with pytest.raises(HarnessError, match="more: is no picture"):
+        own(tmp_path, f"imagefolder/{tmp_path / 'pets'}")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -221,6 +221,19 @@ def test_a_broken_connection_is_told_and_the_next_fetch_goes_on(fetching, hub, t
     assert second.code == 0, second.err
 
 
+def test_fetch_goes_on_where_one_of_several_files_is_there(fetching, hub, tmp_path):
+    (tmp_path / "copies" / "squares" / "data").mkdir(parents=True)
+    first = hub.files()[0]
+    (tmp_path / "copies" / "squares" / "data" / first.name).write_bytes(first.read_bytes())
+
+    done = fetching("fetch", "--data", "copies", "--json")
+
+    assert json.loads(done.out)["splits"][0]["images"] == 200
+    assert [
+        path for verb, path, _ in hub.asked if verb == "GET" and path.endswith(first.name)
+    ] == []
+
+
 def test_a_copy_of_ones_own_is_never_overwritten(fetching, tmp_path):
     write_split(tmp_path / "copies" / "squares" / "data", "test", [100, 100])
     before = [path.read_bytes() for path in sorted((tmp_path / "copies").rglob("*.parquet"))]
