@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,6 +14,9 @@ from harness.errors import UnknownName
 from harness.hints import did_you_mean
 from harness.plugins import KINDS, Entry
 from harness.suite import find_suite, shipped_suites
+
+SHOWN = 20
+"""Items of a list that the table shows."""
 
 
 def show(
@@ -53,13 +57,21 @@ def _described(entry: Entry) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key} = {item}" for key, item in value.items()) or "-"
+        return "\n".join(f"{key} = {_flat(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list | tuple):
-        return "\n".join(_flat(item) for item in value) or "-"
+        shown = [_flat(item) for item in value[:SHOWN]]
+        return "\n".join([*shown, *_rest(value)]) or "-"
     return "-" if value is None else str(value)
 
 
 def _flat(item: Any) -> str:
     if isinstance(item, dict):
-        return ", ".join(f"{key} = {value}" for key, value in item.items())
+        return ", ".join(f"{key} = {value}" for key, value in item.items()) or "-"
+    if isinstance(item, list | tuple):
+        return ", ".join([*(str(part) for part in item[:SHOWN]), *_rest(item)]) or "-"
     return str(item)
+
+
+def _rest(items: Sequence[Any]) -> list[str]:
+    """What stands for the items that a table has no room for; --json has them all."""
+    return [f"... {len(items)} in all"] if len(items) > SHOWN else []
