@@ -11,11 +11,25 @@ if TYPE_CHECKING:
 
 MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083"
 CROCE = "Croce & Hein, 2020, https://arxiv.org/abs/2003.01690"
+FAST_ADAPTIVE = "Croce & Hein, 2020, https://arxiv.org/abs/1907.02044"
 
 
 def _passes(parameters: Parameters) -> int:
     """Forward passes of an image that survives all steps of all restarts."""
     return int(parameters["restarts"]) * (int(parameters["steps"]) + 1)
+
+
+ENSEMBLE = {"steps": 100, "targets": 9, "queries": 5000, "stop": "first"}
+
+
+def _autoattack_passes(parameters: Parameters) -> int:
+    """Forward passes of an image that survives all parts, with the one that judges each part."""
+    steps, targets = int(parameters["steps"]), int(parameters["targets"])
+    plain, drawn, walked = steps + 1, 1 + targets * (steps + 1), 1 + 2 * targets * steps
+    standard = 1 + plain + drawn + walked + int(parameters["queries"]) + 1 + 4
+    if parameters["version"] == "standard":
+        return standard
+    return standard + 4 * plain + 5 * plain + (1 + 5 * 2 * targets * steps) + 2
 
 
 @hookimpl
@@ -56,6 +70,55 @@ def register_attacks(register: Register) -> None:
         ),
         defaults=TARGETED,
     )
+    register(
+        "fab",
+        "harness_attacks.fab:fab",
+        card=AttackCard(
+            "Targeted FAB: the smallest perturbation, sought along the nearest boundaries.",
+            source=f"{FAST_ADAPTIVE}, as the official code (fra31/auto-attack) has it",
+            fidelity="exact",
+            note="the targeted FAB-T of AutoAttack's standard version; an image that is fooled "
+            "inside the ball leaves at once, which changes no verdict; the loss in the records "
+            "is that of the ranking pass",
+            passes=lambda chosen: (
+                1 + 2 * int(chosen["restarts"]) * int(chosen["targets"]) * int(chosen["steps"])
+            ),
+        ),
+        defaults=FAB,
+    )
+    register(
+        "square",
+        "harness_attacks.square:square",
+        card=AttackCard(
+            "Random search that repaints a square at a time: black-box, by the margin alone.",
+            source="Andriushchenko et al., 2020, https://arxiv.org/abs/1912.00049, as the official "
+            "code (fra31/auto-attack) has it",
+            fidelity="repaired",
+            note="squares reach the last row and column, as in the paper, where the official ones "
+            "end one pixel short; each image has places and colours of its own, where the "
+            "official code draws them once for the batch",
+            objective="margin",
+            passes=lambda chosen: int(chosen["restarts"]) * (int(chosen["queries"]) + 1),
+        ),
+        defaults=SQUARE,
+    )
+    for version, told in (
+        ("standard", "AutoPGD on cross-entropy, targeted AutoPGD, targeted FAB, Square, in a row."),
+        ("plus", "Five restarts of AutoPGD and FAB, then all parts of the standard version."),
+    ):
+        register(
+            f"autoattack-{version}",
+            "harness_attacks.autoattack:autoattack",
+            card=AttackCard(
+                told,
+                source=f"{CROCE}; fra31/auto-attack, version {version!r}",
+                fidelity="exact" if version == "standard" else "inferred",
+                note="fooled images leave inside each part, which changes no verdict"
+                + ("" if version == "standard" else "; its untargeted FAB is the targeted one"),
+                passes=_autoattack_passes,
+            ),
+            defaults={**ENSEMBLE, "version": version},
+        )
     for name, changes, card in _presets():
         register(name, "harness_attacks.pgd:pgd", card=card, defaults={**PGD, **changes})
     register(
@@ -147,6 +210,18 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
         ),
     ]
 
+
+FAB = {
+    "steps": 100,
+    "targets": 9,
+    "restarts": 1,
+    "alpha_max": 0.1,
+    "eta": 1.05,
+    "beta": 0.9,
+    "stop": "first",
+}
+
+SQUARE = {"queries": 5000, "p_init": 0.8, "restarts": 1, "stop": "first"}
 
 TARGETED = {"steps": 100, "targets": 9, "rho": 0.75, "init": "random", "stop": "first"}
 
