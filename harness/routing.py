@@ -25,6 +25,21 @@ class Routing:
     experts: Tensor
     kept: Tensor
 
+    def overlap(self, other: Routing) -> Tensor:
+        """The shared part of the expert sets that worked for each token: (batch, token), 0 to 1.
+
+        Intersection over union of the experts that were chosen and kept; 0 where none worked on
+        either side, as google-research/vmoe counts it.
+        """
+        mine, theirs = self._worked(), other._worked()
+        shared, either = (mine & theirs).sum(2), (mine | theirs).sum(2)
+        return shared / either.clamp(min=1)
+
+    def _worked(self) -> Tensor:
+        """Which experts worked for each token: bool (batch, token, expert)."""
+        nobody = self.gates.new_zeros(self.gates.shape).bool()
+        return nobody.scatter(2, self.experts, self.kept)
+
     def rows(self, index: Tensor) -> Routing:
         """The routing of some of the images."""
         return Routing(

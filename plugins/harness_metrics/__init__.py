@@ -41,6 +41,18 @@ def register_metrics(register: Register) -> None:
         ),
     )
     register(
+        "routing-change",
+        "harness_metrics.routing:routing_change",
+        card=MetricCard(
+            "Mean over images, layers and attacks of one minus the overlap of the expert sets "
+            "before and after the attack.",
+            unit="share",
+            title="routing change",
+            by_epsilon=True,
+            source="google-research/vmoe, routing_changes",
+        ),
+    )
+    register(
         "error-rate",
         "harness_metrics.accuracy:error_rate",
         card=MetricCard(
@@ -103,9 +115,17 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_probes(register: Register) -> None:
-    """Bring the confidence probe."""
+    """Bring the probes of confidence and routing."""
     register(
         "confidence",
         "harness_metrics.probes:confidence",
         card=Card("Softmax probability of the label, on the clean and on the attacked image."),
+    )
+    register(
+        "routing-change",
+        "harness_metrics.probes:routing_change",
+        card=Card(
+            "One minus the overlap of the expert sets of clean and attacked tokens, by layer.",
+            source="google-research/vmoe, routing_changes (arXiv 2210.10253, section 4.3)",
+        ),
     )

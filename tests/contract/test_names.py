@@ -10,7 +10,7 @@ import torch
 from harness.plugins import KINDS, load_plugins
 from harness.suite import find_suite, shipped_suites
 from harness.tensors import Observation, Outcome
-from harness.testing import LinearModel
+from harness.testing import ToyMoE
 
 ENTRIES = [entry for kind in KINDS for entry in load_plugins().listed(kind)]
 IDS = [f"{entry.kind}:{entry.name}" for entry in ENTRIES]
@@ -46,7 +46,7 @@ def test_an_objective_gives_one_number_an_image_that_grows_towards_an_error(regi
 
 @pytest.mark.parametrize("name", load_plugins().names("probes"))
 def test_a_probe_gives_one_finite_number_an_image(registry, name):
-    model = LinearModel()
+    model = ToyMoE(2, (3, 8, 8))
     images = torch.rand(4, 3, 8, 8)
     observation = Observation(
         model, torch.ones(4, dtype=torch.int64), images, images, model(images), model(images)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 
-from harness.api import Evidence, Record
-from harness_metrics.accuracy import area_under_curve, clean_accuracy, robust_accuracy
+from harness.api import Evidence, Record, Routing
+from harness.tensors import Observation
+from harness.testing import LinearModel, ToyMoE
+from harness_metrics.accuracy import (
+    area_under_curve,
+    clean_accuracy,
+    error_rate,
+    mean_accuracy,
+    robust_accuracy,
+)
 from harness_metrics.cost import active_parameters, gflops, parameters
+from harness_metrics.probes import routing_change as probe
+from harness_metrics.routing import routing_change
 
 EPSILONS = {"0.1": 0.1, "0.3": 0.3}
 
@@ -85,3 +97,103 @@ def test_costs_are_exact_numbers_without_an_interval(metric, number):
     [value] = metric(evidence(RECORDS))
 
     assert (value.value, value.low, value.n) == (number, None, None)
+
+
+def test_an_error_rate_is_what_robust_accuracy_leaves():
+    values = error_rate(evidence(RECORDS))
+
+    # 0.1: samples 2 and 3; 0.3: all but sample 0
+    assert [(value.epsilon, value.value) for value in values] == [("0.1", 0.5), ("0.3", 0.75)]
+
+
+def test_mean_accuracy_averages_over_attacks_and_forgets_the_clean_image():
+    values = mean_accuracy(evidence(RECORDS))
+
+    # 0.1: 1, 1, 1/2 and, wrong on the clean image but right under both attacks, 1
+    # 0.3: 1, 1/2, 1/2, 1
+    assert [value.value for value in values] == [3.5 / 4, 3 / 4]
+    assert [value.epsilon for value in values] == ["0.1", "0.3"]
+
+
+def test_what_fools_in_a_ball_fools_in_a_larger_one_where_no_attack_looked():
+    records = [
+        record(0, "once", "0.1", adversarial=0),
+        record(0, "all", "0.1"),
+        record(0, "all", "0.3"),
+    ]
+
+    nested = robust_accuracy(replace(evidence(records), protocol="nested"))
+    independent = robust_accuracy(evidence(records))
+
+    assert [value.value for value in nested] == [0, 0]
+    assert [value.value for value in independent] == [0, 1]
+
+
+def routing(experts, kept=None):
+    chosen = torch.tensor(experts)
+    gates = torch.full((*chosen.shape[:2], 4), 0.25)
+    return Routing(gates, gates, chosen, torch.tensor(kept) if kept else chosen >= 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept", "overlap"),
+    [
+        ([[[0, 1]]], [[[1, 0]]], None, 1.0),
+        ([[[0, 1]]], [[[0, 2]]], None, 1 / 3),
+        ([[[0, 1]]], [[[2, 3]]], None, 0.0),
+        ([[[0, 1]]], [[[0, 1]]], [[[True, False]]], 1 / 2),
+        ([[[0, 1]]], [[[0, 1]]], [[[False, False]]], 0.0),
+    ],
+    ids=["order", "one replaced", "both replaced", "one dropped", "all dropped"],
+)
+def test_the_overlap_of_expert_sets_by_hand(before, after, kept, overlap):
+    found = routing(before).overlap(routing(after, kept))
+
+    assert found.tolist() == [[pytest.approx(overlap)]]
+
+
+def observed(model, clean, attacked):
+    labels = torch.zeros(len(clean), dtype=torch.int64)
+    return Observation(model, labels, clean, attacked, model(clean), model(attacked))
+
+
+def test_the_routing_probe_sees_which_images_changed_expert():
+    model = ToyMoE(3, (1, 2, 2))
+    clean = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    attacked = 1 - clean
+    before, after = (
+        model.routed(images).routes[0].experts[:, 0, 0] for images in (clean, attacked)
+    )
+
+    found = probe(observed(model, clean, attacked))
+
+    assert found["routing_change"].tolist() == (before != after).float().tolist()
+    assert torch.equal(found["routing_change_0"], found["routing_change"])
+    assert 0 < found["routing_change"].mean() < 1
+
+
+def test_a_dense_model_has_no_routing_to_change():
+    images = torch.rand(2, 3, 4, 4)
+
+    assert probe(observed(LinearModel(), images, images)) == {}
+
+
+def changed(sample, epsilon, change):
+    return replace(record(sample, "a", epsilon), measures={"routing_change": change})
+
+
+def test_routing_change_is_the_mean_over_images():
+    records = [changed(0, "0.1", 0.0), changed(1, "0.1", 0.5), record(0, "a", "0.3")]
+
+    first, second = routing_change(evidence(records))
+
+    assert (first.value, first.n, first.epsilon) == (0.25, 2, "0.1")
+    assert second.value is None
+    assert second.reason.startswith("the model has no routes")
+
+
+def test_routing_change_asks_for_every_image_at_every_epsilon():
+    nested = replace(evidence([changed(0, "0.1", 0.5)]), protocol="nested")
+
+    assert {value.value for value in routing_change(nested)} == {None}
+    assert "protocol 'independent'" in routing_change(nested)[0].reason
