@@ -190,12 +190,14 @@ class RunStart:
         models: Rows that the run is for.
         shards: Shards to do.
         finished: Shards that an earlier run has done already.
+        workers: Processes that work at once.
     """
 
     suite: str
     models: tuple[str, ...]
     shards: int
     finished: int
+    workers: int = 1
 
 
 @dataclass(frozen=True)

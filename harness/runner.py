@@ -132,6 +132,7 @@ def run(request: Request, registry: Registry, observers: Sequence[object] = ()) 
             models=tuple(cell.contender.row for cell in cells),
             shards=len(jobs),
             finished=len(cells) * len(current.shards) - len(jobs),
+            workers=1 if request.executor == "inline" else request.workers,
         )
     )
     errors |= _done(current, jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -37,8 +36,8 @@ class TerminalProgress:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._begun = time.monotonic()
-        self._total, self._done = 0, 0
+        self._total, self._done, self._workers = 0, 0, 1
+        self._seconds = 0.0
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -55,7 +54,7 @@ class TerminalProgress:
     @hookimpl
     def run_started(self, event: RunStart) -> None:
         """Open the bar of the shards."""
-        self._begun, self._total = time.monotonic(), event.shards
+        self._total, self._workers = event.shards, event.workers
         if event.finished:
             self._say(f"{event.finished} shards were finished before; {event.shards} to do")
         self._tasks["shards"] = self._bars.add_task("attack", total=event.shards, told="")
@@ -77,7 +76,7 @@ class TerminalProgress:
         """Move the bar of the shards."""
         told = f"{event.model}: {event.images / max(event.seconds, 1e-9):.0f} images/s"
         self._bars.update(self._tasks["shards"], advance=1, told=told)
-        self._done += 1
+        self._done, self._seconds = self._done + 1, self._seconds + event.seconds
         end = f"failed: {event.error}" if event.error else f"{event.seconds:.1f} s"
         end += self._left()
         self._say(f"attack {event.model}: shard {event.shard}, {event.images} images, {end}")
@@ -88,10 +87,10 @@ class TerminalProgress:
         self._bars.stop()
 
     def _left(self) -> str:
-        """The time that the other shards will take at the pace so far."""
-        pace = (time.monotonic() - self._begun) / self._done
-        seconds = round(pace * (self._total - self._done))
-        return f"; about {timedelta(seconds=seconds)} left" if seconds else ""
+        """The time that the other shards will take at the mean of those that are done."""
+        left = self._total - self._done
+        seconds = round(self._seconds / self._done * left / max(1, min(self._workers, left)))
+        return f"; about {timedelta(seconds=seconds)} left" if left else ""
 
     def _say(self, line: str) -> None:
         """A plain line, where there are no bars."""
