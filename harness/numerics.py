@@ -91,9 +91,13 @@ class Ledger:
             loss.fill_(float("nan"))
 
     def note(self, index: Rows, loss: Tensor | None, *, backwards: int) -> None:
-        """Count one pass over the images at `index`, and keep its losses where there are some."""
-        self.forwards[index] += 1
-        self.backwards[index] += backwards
+        """Count one pass over the images at `index`, and keep its losses where there are some.
+
+        An image that stands there several times, for several candidates, is counted each time.
+        """
+        passes = torch.ones_like(index)
+        self.forwards.index_add_(0, index, passes)
+        self.backwards.index_add_(0, index, backwards * passes)
         if loss is None:
             return
         first = self.first_loss[index]

@@ -190,3 +190,13 @@ def test_uniform_noise_has_the_same_bits_on_a_gpu():
     there = Noise(7, torch.arange(50, device="cuda"), (3, 32, 32)).uniform(1, 2)
 
     assert torch.equal(here, there.cpu())
+
+
+def test_an_image_with_several_candidates_is_counted_for_each():
+    ledger = Ledger(3, torch.device("cpu"))
+
+    ledger.note(torch.tensor([1, 1, 2]), None, backwards=1)
+
+    assert ledger.forwards.tolist() == [0, 2, 1]
+    assert ledger.backwards.tolist() == [0, 2, 1]
+    assert ledger.first_loss.isnan().all()
