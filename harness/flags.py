@@ -22,6 +22,9 @@ FLAGS = {
     "not-deterministic": "two passes of the same images gave different logits",
     "batch-dependent": "an image's logits depend on the other images of its batch",
     "zero-gradient": "the loss has no gradient at some images: gradient attacks cannot see them",
+    "robust-at-huge-epsilon": "more than a tenth of the images withstand ten gradient steps in a "
+    "ball of Linf 0.5, in which any image can become grey: the gradient is hidden",
+    "loss-not-rising": "on more than a tenth of the images gradient steps do not raise the loss",
     "missing-images": "some shards could not be done: their images are not in the numbers",
 }
 """What each flag means, in a sentence."""

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.numerics import ROW_GROUP, Ledger, LossObjective, predict
+from harness.threat import ThreatModel
 
 if TYPE_CHECKING:
     from harness.tensors import Classifier, Loss, Samples
 
 CLOSE = 1e-4
 """Largest difference of logits, as a share of their largest size, that counts as rounding."""
+HUGE = 0.5
+"""Linf radius in which any image can become grey, whatever it showed."""
+STEPS = 10
+"""Steps of the ascent in that ball."""
+FEW = 0.1
+"""Share of the images from which on a failed ascent is no accident."""
 
 
 def model_flags(model: Classifier, samples: Samples, loss: Loss) -> list[str]:
@@ -39,14 +46,37 @@ def model_flags(model: Classifier, samples: Samples, loss: Loss) -> list[str]:
         flags.append("batch-dependent")
     if _has_zero_gradient(model, samples, loss):
         flags.append("zero-gradient")
-    return flags
+    return [*flags, *_climb_flags(model, samples, loss)]
+
+
+def _climb_flags(model: Classifier, samples: Samples, loss: Loss) -> list[str]:
+    """What plain steepest ascent in a huge ball finds on the images that the model has right.
+
+    Any image can become any other grey one there, so that what withstands it hides its gradient.
+    """
+    objective = _objective(model, samples, loss)
+    right = (~objective.score(samples.images).fooled).nonzero()[:, 0]
+    if len(right) == 0:
+        return []
+    objective, clean = objective.rows(right), samples.images[right]
+    threat = ThreatModel("linf", HUGE)
+    points, losses, robust = clean, [], torch.ones_like(right, dtype=torch.bool)
+    for _ in range(STEPS + 1):
+        score, gradient = objective.gradient(points)
+        losses.append(score.loss)
+        robust = robust & ~score.fooled
+        points = threat.project(points + HUGE / 4 * threat.steepest(gradient), clean)
+    rises = torch.stack(losses).amax(dim=0) > losses[0]
+    flags = ["robust-at-huge-epsilon"] if float(robust.float().mean()) > FEW else []
+    return [*flags, *(["loss-not-rising"] if float((~rises).float().mean()) > FEW else [])]
 
 
 def _has_zero_gradient(model: Classifier, samples: Samples, loss: Loss) -> bool:
-    count = len(samples.ids)
-    device = samples.images.device
-    rows = torch.arange(count, device=device)
-    ledger = Ledger(count, device)
-    objective = LossObjective(model, loss, samples.labels, ledger, rows, count, samples.accepted)
-    _, gradient = objective.gradient(samples.images)
+    _, gradient = _objective(model, samples, loss).gradient(samples.images)
     return bool((gradient.flatten(1).abs().amax(dim=1) == 0).any())
+
+
+def _objective(model: Classifier, samples: Samples, loss: Loss) -> LossObjective:
+    count, device = len(samples.ids), samples.images.device
+    rows, ledger = torch.arange(count, device=device), Ledger(count, device)
+    return LossObjective(model, loss, samples.labels, ledger, rows, count, samples.accepted)

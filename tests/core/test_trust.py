@@ -31,6 +31,53 @@ class Quantised(LinearModel):
         return super().forward((images * 15).round() / 15)
 
 
+class Backwards(torch.autograd.Function):
+    """The identity, with a gradient that points the wrong way."""
+
+    @staticmethod
+    def forward(context, images):
+        return images.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return -gradient
+
+
+class Misleading(LinearModel):
+    def forward(self, images):
+        return super().forward(Backwards.apply(images))
+
+
+class Saturated(LinearModel):
+    def forward(self, images):
+        return super().forward(images) * 1e6
+
+
+def cross_entropy(outcome):
+    return nn.functional.cross_entropy(outcome.logits, outcome.labels, reduction="none")
+
+
+def test_a_gradient_that_misleads_is_noticed_by_the_loss():
+    found = model_flags(Misleading(), linear_samples(gap=0.2), loss)
+
+    assert found == ["robust-at-huge-epsilon", "loss-not-rising"]
+
+
+def test_logits_so_large_that_cross_entropy_is_flat_are_noticed():
+    # a gap of 2e5 between logits: exp(-2e5) is 0 in float32, and so is the gradient
+    found = model_flags(Saturated(), linear_samples(), cross_entropy)
+
+    assert found == ["zero-gradient", "robust-at-huge-epsilon", "loss-not-rising"]
+
+
+def test_a_model_that_has_nothing_right_is_not_blamed():
+    samples = linear_samples()
+
+    found = model_flags(LinearModel(), samples._replace(labels=samples.labels * 0), loss)
+
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("model", "flag"),
     [
