@@ -11,7 +11,7 @@ from harness.api import ModelContext
 from harness.errors import HarnessError, ModelError
 
 if TYPE_CHECKING:
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 
 def build_model(

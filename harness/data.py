@@ -16,7 +16,7 @@ from harness.tensors import Accepted, Labels, Pixels, Rows, Samples
 
 if TYPE_CHECKING:
     from harness.cards import DatasetCard
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.suite import DataSpec
 
 

@@ -16,7 +16,7 @@ from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.plan import Contender
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.sources import Place
     from harness.suite import Suite
 

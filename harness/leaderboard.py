@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.store import Store
     from harness.suite import Suite
 

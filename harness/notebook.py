@@ -18,7 +18,8 @@ from harness.building import build_model
 from harness.cards import ModelCard
 from harness.errors import CheckpointError, HarnessError, UsageError
 from harness.plan import Contender
-from harness.plugins import Entry, Plugin, Registry, load_plugins
+from harness.plugins import load_plugins
+from harness.registry import Entry, Plugin, Registry
 from harness.runner import Request, run
 from harness.sources import Place, known_fingerprint
 from harness.store import Store

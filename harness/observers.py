@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pluggy
 
     from harness.api import EpochEnd, RunEnd, RunStart, ShardEnd
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 
 class Observers:

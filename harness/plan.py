@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from harness.cards import DatasetCard, ModelCard
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 KEY_VERSION = 1
 """Raised when the rules of judging change, so that old records are not mixed with new ones."""

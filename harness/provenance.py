@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 PACKAGES = (
     "moe-robustness-harness",

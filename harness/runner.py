@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from harness.data import ImageData
     from harness.plan import Contender
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.store import Shard
     from harness.suite import Suite
 

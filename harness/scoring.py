@@ -11,8 +11,8 @@ from harness.flags import record_flags
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.plugins import Registry
     from harness.records import Record, Value
+    from harness.registry import Registry
     from harness.store import CellFolder, Shard
     from harness.suite import Suite
 

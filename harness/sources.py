@@ -15,7 +15,7 @@ from harness.imagecache import folder_of, header
 
 if TYPE_CHECKING:
     from harness.cards import DatasetCard
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.suite import DataSpec
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from harness.cards import DatasetCard
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 SPACES = ("canvas", "model")
 PROTOCOLS = ("nested", "independent", "descending")

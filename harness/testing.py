@@ -28,7 +28,7 @@ from harness.threat import ThreatModel
 
 if TYPE_CHECKING:
     from harness.cards import ModelCard
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 LARGEST = 20_000_000
 """Parameters above which a model is only built on the meta device."""

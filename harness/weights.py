@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.api import EpochEnd
     from harness.data import ImageData
     from harness.plan import Contender
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.sources import Place
     from harness.store import Store
     from harness.suite import Suite

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from harness.canvas import Canvas
     from harness.plan import Contender
-    from harness.plugins import Registry
+    from harness.registry import Registry
     from harness.sources import Place
     from harness.suite import DataSpec, Suite
 

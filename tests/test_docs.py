@@ -12,7 +12,8 @@ import pytest
 from harness import hookspecs
 from harness.cli.app import app
 from harness.flags import FLAGS
-from harness.plugins import KINDS, load_plugins
+from harness.plugins import load_plugins
+from harness.registry import KINDS
 from harness.suite import DataSpec, shipped_suites
 
 ROOT = Path(__file__).parents[1]

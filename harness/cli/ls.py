@@ -10,7 +10,7 @@ from harness.cli import options as opt
 from harness.cli.output import print_json, print_table
 from harness.errors import UsageError
 from harness.hints import did_you_mean
-from harness.plugins import KINDS, Registry
+from harness.registry import KINDS, Registry
 from harness.suite import find_suite, shipped_suites
 
 

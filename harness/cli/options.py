@@ -11,7 +11,8 @@ import typer
 from harness.cli.output import complain
 from harness.errors import UsageError
 from harness.plan import Contender, contenders, sample_ids, with_attacks
-from harness.plugins import Registry, load_plugins
+from harness.plugins import load_plugins
+from harness.registry import Registry
 from harness.sources import Place, default_cache
 from harness.suite import Suite, attack_spec, check_objectives, find_suite
 

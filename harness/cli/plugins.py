@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.cli import options as opt
 from harness.cli.output import print_json, print_table
-from harness.plugins import Plugin, Registry
+from harness.registry import Plugin, Registry
 
 
 def plugins(

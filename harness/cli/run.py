@@ -10,7 +10,7 @@ import typer
 from harness.cli import options as opt
 from harness.cli.output import complain, print_json, print_table, resumable
 from harness.errors import UsageError
-from harness.plugins import Registry
+from harness.registry import Registry
 from harness.suite import Suite
 
 

@@ -12,7 +12,7 @@ from harness.cli import options as opt
 from harness.cli.output import print_json, print_table
 from harness.errors import UnknownName
 from harness.hints import did_you_mean
-from harness.plugins import KINDS, Entry
+from harness.registry import KINDS, Entry
 from harness.suite import find_suite, shipped_suites
 
 SHOWN = 20

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from harness.api import ShardEnd
-    from harness.plugins import Registry
+    from harness.registry import Registry
 
 
 def inline(jobs: Sequence[Job], *, registry: Registry, workers: int) -> Iterator[ShardEnd]:  # noqa: ARG001 - one process, whatever is asked

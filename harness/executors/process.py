@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.context import SpawnProcess
 
-    from harness.plugins import PluginSource, Registry
+    from harness.registry import PluginSource, Registry
     from harness.workbench import Job, Workbench
 
 STRIKES = 3

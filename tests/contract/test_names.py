@@ -7,7 +7,8 @@ import inspect
 import pytest
 import torch
 
-from harness.plugins import KINDS, load_plugins
+from harness.plugins import load_plugins
+from harness.registry import KINDS
 from harness.suite import find_suite, shipped_suites
 from harness.tensors import Observation, Outcome
 from harness.testing import ToyMoE

@@ -9,7 +9,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from harness.errors import PluginError, UnknownName
-from harness.plugins import OWN, PluginSource, load_plugins
+from harness.plugins import OWN, load_plugins
+from harness.registry import PluginSource
 
 IMPORT = "from harness.api import hookimpl\n"
 TOY = """
@@ -290,6 +291,27 @@ def test_an_unknown_parameter_is_refused_with_the_nearest(registry):
 
     with pytest.raises(PluginError, match=r"here: .*'pgd' has no parameter 'stesp'.*'steps'"):
         entry.settle({"stesp": 7}, "here")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"steps": "ten"}, "here: pgd: steps must be a whole number, not 'ten'"),
+        ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"relative_step_size": "big"}, "relative_step_size must be a number, not 'big'"),
+    ],
+    ids=["text", "fraction", "boolean", "no number"],
+)
+def test_a_parameter_of_another_type_is_refused(registry, parameters, message):
+    with pytest.raises(PluginError, match=message):
+        registry.find("attacks", "pgd").settle(parameters, "here")
+
+
+def test_one_and_one_point_nought_are_one_value(registry):
+    settled = registry.find("attacks", "pgd").settle({"relative_step_size": 1}, "here")
+
+    assert repr(settled["relative_step_size"]) == "1.0"
 
 
 @pytest.mark.parametrize("left_out", ["cnn", f"{OWN}:cnn"], ids=["name", "distribution-and-name"])
