@@ -48,13 +48,19 @@ def load_plugins(
         without: Names, or `distribution:name`, of plugins to leave out.
 
     Raises:
-        PluginError: A file of `extra` is missing, or a plugin is broken and the mode is strict.
+        PluginError: A file of `extra` is missing, `HARNESS_PLUGINS` names nobody, or a plugin is
+            broken and the mode is strict.
     """
     sources = tuple(_source(item) for item in extra)
     left_out = set(without)
-    given = [plugin for plugin in map(_given, sources) if not _is_left_out(plugin, left_out)]
-    found = [*_installed(left_out), *given]
-    plugins, entries = _collected(_without_clashes(found))
+    installed = list(_installed(left_out))
+    known = {plugin.module for plugin in installed if plugin.module is not None}
+    given = [
+        plugin
+        for plugin in map(_given, sources)
+        if not _is_left_out(plugin, left_out) and plugin.module not in known
+    ]
+    plugins, entries = _collected(_without_clashes([*installed, *given]))
     if os.environ.get("HARNESS_STRICT_PLUGINS") == "1":
         for plugin in plugins:
             if plugin.error:
@@ -68,9 +74,8 @@ def _is_left_out(plugin: Plugin, left_out: set[str]) -> bool:
 
 def _installed(left_out: set[str]) -> Iterator[Plugin]:
     """The entry points, each loaded by itself."""
-    allowed = os.environ.get("HARNESS_PLUGINS")
-    wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
     points = sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    wanted = _wanted({point.name for point in points})
     for point in _without_copies(points):
         distribution = point.dist.name if point.dist else "unknown"
         if {point.name, f"{distribution}:{point.name}"} & left_out:
@@ -85,6 +90,19 @@ def _installed(left_out: set[str]) -> Iterator[Plugin]:
             point.value,
         )
         yield _imported(plugin, point.load)
+
+
+def _wanted(names: set[str]) -> set[str] | None:
+    """The entry points that HARNESS_PLUGINS names; None where it is not set."""
+    allowed = os.environ.get("HARNESS_PLUGINS")
+    if allowed is None:
+        return None
+    wanted = {name.strip() for name in allowed.split(",")} - {""}
+    for name in sorted(wanted - names):
+        raise PluginError(
+            f"HARNESS_PLUGINS: no installed plugin is called {name!r}{did_you_mean(name, names)}"
+        )
+    return wanted
 
 
 def _without_copies(points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:

@@ -406,3 +406,17 @@ print([name for name in ("torch", "numpy", "timm", "datasets") if name in sys.mo
     )
 
     assert done.stdout == "[]\n"
+
+
+def test_a_wrong_name_in_the_environment_is_not_silence(monkeypatch):
+    monkeypatch.setenv("HARNESS_PLUGINS", "cnn,atacks")
+
+    with pytest.raises(PluginError, match=r"no installed plugin is called 'atacks'.*'attacks'"):
+        load_plugins()
+
+
+def test_an_installed_plugin_that_is_given_once_more_is_loaded_once(registry):
+    found = load_plugins(["harness_cnn"])
+
+    assert found.find("models", "cnn/digits").plugin.name == "cnn"
+    assert len(found.plugins) == len(registry.plugins)
