@@ -205,7 +205,7 @@ class LossObjective:
         with torch.enable_grad():
             outcome = Outcome(self.model(images), batch.labels, batch.accepted, batch.targets)
             loss = self.loss(outcome)
-        gradient = _input_gradient(loss, images)[: batch.size]
+            gradient = _input_gradient(loss, images)[: batch.size]
         return _Pass(_scored(outcome, loss, batch.size), gradient)
 
 

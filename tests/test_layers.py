@@ -18,6 +18,7 @@ LIGHT = [
     "harness.scoring",
     "harness.leaderboard",
     "harness.cli.app",
+    "harness_art",
     "harness_attacks",
     "harness_cnn",
     "harness_datasets",
