@@ -13,7 +13,7 @@ from harness import plan
 from harness.errors import UsageError
 from harness.flags import FLAGS
 from harness.report import cell_text
-from harness.scoring import Cell, collect, score
+from harness.scoring import Cell, collect, copy_of, score
 from harness.store import write_atomically
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def gather(suite: Suite, store: Store, registry: Registry) -> Board:
         manifest = folder.manifest() or {}
         if manifest["ingredients"]["suite"] != json.loads(json.dumps(suite.science())):
             continue
-        copy = manifest.get("copy", "")
+        copy = copy_of(suite, manifest)
         if copy != suite.copy:
             others.add(suite.board(copy))
             continue

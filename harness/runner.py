@@ -267,17 +267,11 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in model.parameters())
     active = getattr(model, "active_parameters", lambda: total)()
     facts = {"parameters": total, "active_parameters": active, "flops": flops}
-    data, spec = current.data, cell.suite.data
-    copy = "" if data.is_prefix else spec.copy_of(data.fingerprint)
-    about_data = {
-        "other-data": bool(copy),
-        "partial-data": data.is_partial,
-        "unverified-data": bool(card.hub_id) and not (spec.fingerprints or copy),
-    }
+    data = current.data
     return {
         "facts": facts,
-        "flags": [*flags, *(flag for flag, is_so in about_data.items() if is_so)],
-        "copy": copy,
+        "flags": [*flags, *(["partial-data"] if data.is_partial else [])],
+        "images": {"fingerprint": data.fingerprint, "is_prefix": data.is_prefix},
         "unlabelled": list(data.unlabelled()),
     }
 

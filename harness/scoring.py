@@ -64,7 +64,7 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         "model": cell.manifest["row"],
         "recipe": cell.manifest["recipe"],
         "protocol": cell.manifest["protocol"],
-        "board": suite.board(cell.manifest.get("copy", "")),
+        "board": suite.board(copy_of(suite, cell.manifest)),
         "n": len({record.sample for record in cell.records}),
     }
     for name in suite.metrics:
@@ -80,5 +80,22 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         for attack in suite.attacks
         if registry.find("attacks", attack.name).card.control
     ]
-    row["flags"] = [*cell.flags, *record_flags(cell.records, controls)]
+    about_data = _data_flags(suite, cell.manifest, registry)
+    row["flags"] = [*cell.flags, *about_data, *record_flags(cell.records, controls)]
     return row
+
+
+def copy_of(suite: Suite, manifest: Mapping[str, Any]) -> str:
+    """Which copy of the data a cell was measured on, by what the suite knows of copies today.
+
+    The first images alone do not tell; such a row is no board's anyway.
+    """
+    images = manifest["images"]
+    return "" if images["is_prefix"] else suite.data.copy_of(images["fingerprint"])
+
+
+def _data_flags(suite: Suite, manifest: Mapping[str, Any], registry: Registry) -> list[str]:
+    if copy_of(suite, manifest):
+        return ["other-data"]
+    is_official = bool(registry.find("datasets", suite.data.name).card.hub_id)
+    return ["unverified-data"] if is_official and not suite.data.fingerprints else []

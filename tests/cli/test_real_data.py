@@ -101,15 +101,15 @@ def test_the_copy_that_was_asked_for_runs(cifar):
     assert done.code == 0, done.err
 
 
-def test_a_board_of_another_copy_is_published_by_its_own_name(harness, cifar, tmp_path):
+def test_rows_of_a_copy_that_is_named_later_move_to_its_board(harness, cifar, tmp_path):
     tiny = tmp_path / "tiny.toml"
     tiny.write_text(
         'name = "tiny"\nversion = 1\n[data]\nname = "cifar10"\nsamples = [3, 1]\n'
         '[data.copies]\nsmall = "FINGERPRINT"\n[threat]\nnorm = "linf"\n'
         'epsilons = ["8/255"]\nheadline = "8/255"\n[[attacks]]\nname = "fgsm"\n'
     )
-    first = json.loads(cifar("run", "--json", "--out", "first", suite=tiny).out)["rows"][0]
-    manifest = json.loads(next(tmp_path.glob("first/*/manifest.json")).read_text())
+    first = json.loads(cifar("run", "--json", suite=tiny).out)["rows"][0]
+    manifest = json.loads(next(tmp_path.glob("runs/*/manifest.json")).read_text())
     fingerprint = manifest["ingredients"]["data"]
     tiny.write_text(tiny.read_text().replace("FINGERPRINT", fingerprint))
     second = json.loads(cifar("run", "--json", suite=tiny).out)["rows"][0]
