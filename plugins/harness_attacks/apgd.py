@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.api import AttackError, ThreatModel
+from harness.api import ThreatModel
 from harness.tensors import (
     Images,
     Labels,
@@ -24,6 +24,7 @@ from harness.tensors import (
     Rows,
     Score,
 )
+from harness_attacks.settings import INITS, STOPS, check_start, check_word
 
 STEP_SHARE = 0.75
 """Share of the new step in each move; the rest repeats the move before (the paper's alpha)."""
@@ -105,7 +106,9 @@ def climbed(  # noqa: PLR0913 - the parameters of the algorithm
     stop: str,
 ) -> Found:
     """What `apgd` finds, with the verdicts that it saw on the way; its arguments are the same."""
-    _check(images, init, start, stop, restarts)
+    check_word("init", init, INITS)
+    check_word("stop", stop, STOPS)
+    check_start(start, images, restarts)
     adversarial = images.clone()
     highest = images.new_full((len(images),), -inf)  # loss of `adversarial`, inf where it fools
     live = torch.arange(len(images), device=images.device)
@@ -251,19 +254,6 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
     drawn = noise.rows(live)
     away = drawn.normal(restart) if threat.norm == "l2" else drawn.uniform(restart)
     return threat.project(clean + threat.epsilon * away / _column(threat.size(away)), clean)
-
-
-def _check(
-    images: Images, init: str, start: Sequence[Images] | None, stop: str, restarts: int
-) -> None:
-    if init not in ("random", "clean"):
-        raise AttackError(f"init {init!r} is not known; write 'random' or 'clean'")
-    if stop not in ("first", "never"):
-        raise AttackError(f"stop {stop!r} is not known; write 'first' or 'never'")
-    if start is not None and [point.shape for point in start] != [images.shape] * restarts:
-        raise AttackError(
-            f"start must hold {restarts} batches of shape {tuple(images.shape)}, one a restart"
-        )
 
 
 def _column(per_image: Tensor) -> Tensor:

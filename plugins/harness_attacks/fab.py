@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from harness.api import AttackError, ThreatModel
+from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective, PerImage
 from harness_attacks.objectives import target_gap
+from harness_attacks.settings import STOPS, check_word
 from harness_attacks.targeted import likeliest_others
 
 SHORTEST = 1e-8
@@ -69,7 +70,8 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: `stop` is not known, or the norm is neither Linf nor L2.
     """
-    _check(threat, stop)
+    check_word("norm", threat.norm, ("linf", "l2"))
+    check_word("stop", stop, STOPS)
     ranking = objective.score(images)
     order = likeliest_others(ranking.logits, labels)[:, :targets]
     nearest = images.clone()
@@ -207,13 +209,6 @@ def _begin(restart: int, clean: Images, threat: ThreatModel, noise: Noise) -> Im
 def _allowed(nearest: Images, images: Images, threat: ThreatModel) -> Images:
     """The points in the ball, and the clean image for the others."""
     return torch.where(_column(threat.contains(nearest, images)), nearest, images)
-
-
-def _check(threat: ThreatModel, stop: str) -> None:
-    if threat.norm not in STEPS:
-        raise AttackError(f"fab has no steps for norm {threat.norm!r}; take 'linf' or 'l2'")
-    if stop not in ("first", "never"):
-        raise AttackError(f"stop {stop!r} is not known; write 'first' or 'never'")
 
 
 def _column(per_image: Tensor) -> Tensor:

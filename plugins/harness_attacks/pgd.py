@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.api import AttackError, ThreatModel
+from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective
+from harness_attacks.settings import INITS, STOPS, check_start, check_word
 
 
 def pgd(  # noqa: PLR0913 - the parameters of the algorithm
@@ -50,7 +51,9 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: `init` or `stop` is not known, or the points of `start` do not fit.
     """
-    _check(images, init, start, stop, restarts)
+    check_word("init", init, INITS)
+    check_word("stop", stop, STOPS)
+    check_start(start, images, restarts)
     adversarial = images.clone()
     live = torch.arange(len(images), device=images.device)
     step_size = relative_step_size * threat.epsilon
@@ -91,16 +94,3 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
     if init == "clean":
         return clean
     return threat.around(clean, noise.rows(live).uniform(restart))
-
-
-def _check(
-    images: Images, init: str, start: Sequence[Images] | None, stop: str, restarts: int
-) -> None:
-    if init not in ("random", "clean"):
-        raise AttackError(f"init {init!r} is not known; write 'random' or 'clean'")
-    if stop not in ("first", "never"):
-        raise AttackError(f"stop {stop!r} is not known; write 'first' or 'never'")
-    if start is not None and [point.shape for point in start] != [images.shape] * restarts:
-        raise AttackError(
-            f"start must hold {restarts} batches of shape {tuple(images.shape)}, one a restart"
-        )

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from harness.api import AttackError, ThreatModel
+from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective
+from harness_attacks.settings import STOPS, check_start, check_word
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Changes after which squares cover half as much: the paper's schedule for 10,000 of them."""
@@ -67,7 +68,9 @@ def square(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: `stop` or the norm is not known, or the points of `start` do not fit.
     """
-    _check(images, threat, start, stop, restarts)
+    check_word("norm", threat.norm, ("linf", "l2"))
+    check_word("stop", stop, STOPS)
+    check_start(start, images, restarts)
     change = _repainted if threat.norm == "linf" else _reshaped
     adversarial = images.clone()
     lowest = images.new_full((len(images),), inf)  # margin of `adversarial`, -inf where it fools
@@ -224,23 +227,6 @@ def _unit(squares: Tensor) -> Tensor:
     """The squares, each channel scaled to norm 1; 0 where it is flat."""
     norms: Tensor = squares.flatten(2).norm(dim=2)[:, :, None, None]
     return squares / norms.clamp(min=1e-12)
-
-
-def _check(
-    images: Images,
-    threat: ThreatModel,
-    start: Sequence[Images] | None,
-    stop: str,
-    restarts: int,
-) -> None:
-    if threat.norm not in ("linf", "l2"):
-        raise AttackError(f"square knows no norm {threat.norm!r}; write 'linf' or 'l2'")
-    if stop not in ("first", "never"):
-        raise AttackError(f"stop {stop!r} is not known; write 'first' or 'never'")
-    if start is not None and [point.shape for point in start] != [images.shape] * restarts:
-        raise AttackError(
-            f"start must hold {restarts} batches of shape {tuple(images.shape)}, one a restart"
-        )
 
 
 def _column(per_image: Tensor) -> Tensor:

@@ -300,7 +300,7 @@ def test_passes_are_counted_as_the_card_says():
 
 @pytest.mark.parametrize(
     ("norm", "stop", "remedy"),
-    [("linf", "always", "write 'first' or 'never'"), ("severity", "first", "take 'linf' or 'l2'")],
+    [("linf", "always", "write 'first' or 'never'"), ("severity", "first", "write 'linf' or 'l2'")],
     ids=["stop", "norm"],
 )
 def test_what_it_does_not_know_is_refused(norm, stop, remedy):
