@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 from harness.building import build_model
-from harness.numerics import Ledger, LossObjective, frozen
+from harness.numerics import frozen
+from harness.passes import objective_of
 from harness.plugins import load_plugins
 from harness.provenance import versions
 
@@ -56,10 +57,9 @@ def main(repeat: Annotated[int, typer.Option(help="Times that each way is run.")
 
 def _gradient_seconds(model: nn.Module, images: torch.Tensor) -> float:
     labels = torch.zeros(len(images), dtype=torch.int64)
-    ledger, rows = Ledger(len(images), images.device), torch.arange(len(images))
     start = time.process_time()
     with frozen(model):
-        LossObjective(model, _loss, labels, ledger, rows, len(images)).gradient(images)
+        objective_of(model, _loss, labels, batch_size=len(images)).gradient(images)
     return time.process_time() - start
 
 

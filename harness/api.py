@@ -36,6 +36,7 @@ from harness.hints import did_you_mean
 from harness.records import Record, Value
 from harness.routing import Routing
 from harness.threat import Box, Norm, ThreatModel, radius
+from harness.views import View
 
 __all__ = [
     "AttackCard",
@@ -72,6 +73,7 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "Value",
+    "View",
     "WorkerError",
     "did_you_mean",
     "hookimpl",
@@ -165,7 +167,8 @@ class Evidence:
     """All that a metric may look at: the records of one model, and facts about it.
 
     Attributes:
-        records: One for each sample, attack and epsilon.
+        records: One for each sample, attack and epsilon, of the model as it is.
+        diagnoses: The same for attacks that were judged in a part of a routed model.
         epsilons: The grid as the suite writes it, upwards, with its values in [0, 1] units.
         headline: The epsilon by which the board is sorted.
         protocol: How epsilons share work; under "nested" what fools an image at one epsilon
@@ -179,6 +182,7 @@ class Evidence:
     headline: str
     facts: Mapping[str, Any]
     protocol: str = "independent"
+    diagnoses: Sequence[Record] = ()
 
 
 @dataclass(frozen=True)

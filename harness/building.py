@@ -1,4 +1,4 @@
-"""Models, built for the images of a suite from a registered name."""
+"""Registered names made into what runs: models for a suite's images, attacks with their loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from torch import nn
 
 from harness.api import ModelContext
 from harness.errors import HarnessError, ModelError
+from harness.judging import BoundAttack
+from harness.suite import member_spec, members_of
+from harness.tensors import Member
+from harness.views import View
 
 if TYPE_CHECKING:
     from harness.registry import Registry
+    from harness.suite import AttackSpec
 
 
 def build_model(
@@ -67,3 +72,29 @@ def build_model(
             f"model {name}: its builder returned {type(model).__name__}, no torch.nn.Module"
         )
     return model
+
+
+def bound_attack(attack: AttackSpec, registry: Registry) -> BoundAttack:
+    """An attack of a suite with its objective and the attacks that it calls, ready to be called.
+
+    Raises:
+        HarnessError: Something that it names cannot be imported.
+    """
+    entry = registry.find("attacks", attack.name)
+    parameters = dict(attack.parameters)
+    if entry.card.members:
+        members = members_of(entry, parameters)
+        parameters[entry.card.members] = tuple(_member(member, registry) for member in members)
+    return BoundAttack(
+        attack.label,
+        entry.load(),
+        registry.find("objectives", attack.objective).load(),
+        parameters,
+        attack.epsilons,
+        View(attack.view),
+    )
+
+
+def _member(written: str, registry: Registry) -> Member:
+    bound = bound_attack(member_spec(written, registry), registry)
+    return Member(written, bound.run, bound.loss, bound.view, bound.parameters)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.views import ViewName
+
 RouterGradient = Literal["none", "straight-through", "soft"]
 Fidelity = Literal["exact", "inferred", "repaired", "own"]
 Parameters = Mapping[str, Any]  # what a TOML table can hold
@@ -41,6 +43,7 @@ class ModelCard:
         num_selected: Experts that work for one token (K).
         router_gradient: What gradient reaches the input through the router.
         batch_coupled: True where an image's logits depend on the other images of its batch.
+        draws: Passes whose mean is the prediction, of a model that draws random numbers itself.
     """
 
     summary: str = ""
@@ -53,6 +56,7 @@ class ModelCard:
     num_selected: int | None = None
     router_gradient: RouterGradient | None = None
     batch_coupled: bool = False
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class AttackCard:
         objective: What it climbs unless the suite says otherwise.
         control: True for a yardstick that is no attack, such as random noise.
         passes: Forward passes of one image that nothing fools, from the parameters.
+        needs_routes: True where it has no meaning for a dense model.
+        members: Name of the parameter that lists other attacks, each as `name` or
+            `name:objective`; the attack is given them ready to be called. Empty for none.
     """
 
     summary: str = ""
@@ -77,6 +84,8 @@ class AttackCard:
     objective: str = "ce"
     control: bool = False
     passes: Callable[[Parameters], int] | None = None
+    needs_routes: bool = False
+    members: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,16 @@ class ObjectiveCard:
         source: Paper, equation or file of the official code.
         note: What differs from the source.
         one_label: True where it has no meaning for images with several correct classes.
+        view: How it looks at a routed model, unless the suite says otherwise.
+        needs_routes: True where it has no meaning for a dense model.
     """
 
     summary: str = ""
     source: str = ""
     note: str = ""
     one_label: bool = False
+    view: ViewName = "full"
+    needs_routes: bool = False
 
 
 @dataclass(frozen=True)

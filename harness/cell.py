@@ -1,28 +1,25 @@
-"""Where attacks are called and judged: the only place that decides what fooled a model."""
+"""A shard of a cell: every attack at every epsilon under a protocol, image by image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from harness.errors import HarnessError, ModelError, WorkerError
-from harness.numerics import Ledger, LossObjective, predict
+from harness.errors import ModelError
+from harness.judging import BoundAttack, Defence, Verdict, attempt
+from harness.numerics import ROW_GROUP
+from harness.passes import Context, Ledger, clean_pass, predict, router_is_hard
 from harness.records import Record
 from harness.tensors import (
-    Attack,
-    Classifier,
     Images,
     Logits,
-    Loss,
     Mask,
-    Noise,
     Observation,
-    Probe,
+    RoutedClassifier,
     Rows,
     Samples,
     is_fooled,
@@ -30,16 +27,7 @@ from harness.tensors import (
     noise_key,
 )
 from harness.threat import ThreatModel
-
-
-class BoundAttack(NamedTuple):
-    """An attack of a suite, ready to be called."""
-
-    label: str  # its name in the records
-    run: Attack
-    loss: Loss
-    parameters: Mapping[str, Any]
-    epsilons: tuple[str, ...] = ()  # where it runs; empty for the whole grid
+from harness.views import FULL
 
 
 @dataclass(frozen=True)
@@ -72,22 +60,18 @@ class Setting:
     """All that the evaluation of a shard needs, but its images.
 
     Attributes:
-        model: Frozen, in evaluation mode, in float32.
+        defence: The model, and what it is climbed through.
         attacks: In the order of the suite.
-        probes: Measures taken on attacked images, by name.
         threats: Ball for each epsilon as the suite writes it, upwards.
         protocol: How epsilons share work.
         seed: Of the attacks' noise.
-        batch_size: Most images of one pass.
     """
 
-    model: Classifier
+    defence: Defence
     attacks: Sequence[BoundAttack]
-    probes: Sequence[Probe]
     threats: Mapping[str, ThreatModel]
     protocol: Protocol
     seed: int
-    batch_size: int
 
 
 class Findings(NamedTuple):
@@ -97,34 +81,41 @@ class Findings(NamedTuple):
     adversarial: dict[tuple[str, str], Images]  # by attack and epsilon, one for each image
 
 
-class _Verdict(NamedTuple):
-    """The harness's judgement of what an attack proposed."""
-
-    images: Images  # the proposal, or the clean image where it was refused
-    logits: Logits
-    reasons: list[str]  # why a proposal was refused; empty where it was not
-
-
-class _Proposal(NamedTuple):
-    images: Images
-    reasons: list[str]
-
-
 def evaluate(setting: Setting, samples: Samples) -> Findings:
     """The records of some images under every attack at every epsilon, sample by sample."""
-    clean_logits = predict(setting.model, samples.images, batch_size=setting.batch_size)
-    _refuse_nan(clean_logits, samples.ids)
+    defence = setting.defence
     records: list[Record] = []
     adversarial = {}
-    for attack in setting.attacks:
-        for epsilon, rows, images in _sweep(setting, attack, samples, clean_logits):
-            records += rows
-            adversarial[attack.label, epsilon] = images
+    with _seeded(setting.seed, samples):
+        context = clean_pass(defence.model, samples, batches=defence.batches, draws=defence.draws)
+        _refuse_nan(context.logits, samples.ids)
+        for attack in setting.attacks:
+            looked = _with_gradient(attack, defence, samples)
+            for epsilon, rows, images in _sweep(setting, looked, samples, context):
+                records += rows
+                adversarial[attack.label, epsilon] = images
     order = {label: place for place, label in enumerate(_ranks(setting))}
     records.sort(key=lambda record: order[record.attack, record.epsilon])
     place = {int(sample): index for index, sample in enumerate(samples.ids)}
     records.sort(key=lambda record: place[record.sample])
     return Findings(records, adversarial)
+
+
+@contextmanager
+def _seeded(seed: int, samples: Samples) -> Iterator[None]:
+    """The random numbers of a model that draws its own depend on the shard alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(noise_key(seed, "model", str(samples.ids.tolist())) // 2)
+        yield
+
+
+def _with_gradient(attack: BoundAttack, defence: Defence, samples: Samples) -> BoundAttack:
+    """The attack, with the router's view mixed where a hard router would show no gradient."""
+    model = defence.model
+    if attack.view.name != "router" or not isinstance(model, RoutedClassifier):
+        return attack
+    is_hard = router_is_hard(model, samples.images[:ROW_GROUP])
+    return attack._replace(view=replace(attack.view, is_mixed=is_hard))
 
 
 def _refuse_nan(logits: Logits, ids: Rows) -> None:
@@ -152,11 +143,11 @@ def _grid(setting: Setting, attack: BoundAttack) -> list[tuple[str, ThreatModel]
 
 
 def _sweep(
-    setting: Setting, attack: BoundAttack, samples: Samples, clean_logits: Logits
+    setting: Setting, attack: BoundAttack, samples: Samples, context: Context
 ) -> Iterator[tuple[str, list[Record], Images]]:
     """One attack over the grid: the records and the images at each epsilon."""
-    clean_errors = is_fooled(clean_logits, samples.labels, samples.accepted)
-    records = _clean_records(attack.label, samples, clean_logits)
+    clean_errors = is_fooled(context.logits, samples.labels, samples.accepted)
+    records = _clean_records(attack, samples, context.logits)
     settled = torch.zeros_like(clean_errors)
     if setting.protocol.name != "independent":
         settled = clean_errors
@@ -167,7 +158,7 @@ def _sweep(
         records = [_carried(record, epsilon) for record in records]
         if len(live) > 0:
             batch = samples.rows(live)
-            fresh, points[live] = _attacked(setting, attack, batch, clean_logits[live], threat)
+            fresh, points[live] = _attacked(setting, attack, batch, context.rows(live), threat)
             for row, record in zip(live.tolist(), fresh, strict=True):
                 records[row] = replace(record, epsilon=epsilon)
             fooled = torch.tensor([not record.is_robust for record in records])
@@ -175,15 +166,16 @@ def _sweep(
         yield epsilon, records, points.clone()
 
 
-def _clean_records(label: str, samples: Samples, logits: Logits) -> list[Record]:
+def _clean_records(attack: BoundAttack, samples: Samples, logits: Logits) -> list[Record]:
     """The records before any attack: all that is known of clean errors."""
     margins = margin(logits, samples.labels, samples.accepted)
     errors = is_fooled(logits, samples.labels, samples.accepted)
     return [
         Record(
             sample=sample,
-            attack=label,
+            attack=attack.label,
             epsilon="",
+            view=attack.view.judge.name,
             label=correct,
             labels=_label_set(samples, row),
             clean_prediction=prediction,
@@ -224,125 +216,45 @@ def _attacked(
     setting: Setting,
     attack: BoundAttack,
     batch: Samples,
-    clean_logits: Logits,
+    context: Context,
     threat: ThreatModel,
 ) -> tuple[list[Record], Images]:
     """Run one attack on some images at one epsilon, judge it, and write down what happened."""
+    defence = setting.defence
     ledger = Ledger(len(batch.ids), batch.images.device)
-    proposal = _propose(setting, attack, batch, threat, ledger)
-    verdict = _judge(setting, proposal, batch, threat)
+    verdict = attempt(defence, attack, batch, context, threat, seed=setting.seed, ledger=ledger)
     observed = Observation(
-        setting.model,
+        defence.model,
         batch.labels,
         batch.images,
         verdict.images,
-        clean_logits,
+        context.logits,
         verdict.logits,
     )
-    records = _clean_records(attack.label, batch, clean_logits)
-    return _described(records, verdict, ledger, threat, batch, _measured(setting, observed)), (
-        verdict.images
-    )
+    measures = _measured(defence, observed)
+    if attack.view.judge != FULL:
+        measures = _with_full_view(measures, defence, batch, verdict)
+    records = _clean_records(attack, batch, context.logits)
+    return _described(records, verdict, ledger, threat, batch, measures), verdict.images
 
 
-def _propose(
-    setting: Setting, attack: BoundAttack, batch: Samples, threat: ThreatModel, ledger: Ledger
-) -> _Proposal:
-    """What the attack proposes; images that make it raise are found by asking one at a time."""
-    everything = torch.arange(len(batch.ids), device=batch.images.device)
-    with suppress(_Refused):
-        return _Proposal(
-            _called(setting, attack, batch, threat, ledger, everything), [""] * len(everything)
-        )
-    ledger.clear()
-    images = batch.images.clone()
-    reasons = []
-    for row in everything.split(1):
-        try:
-            images[row] = _called(setting, attack, batch, threat, ledger, row)
-            reasons.append("")
-        except _Refused as refused:
-            reasons.append(str(refused))
-    return _Proposal(images, reasons)
-
-
-class _Refused(Exception):  # noqa: N818 - never leaves this file
-    """The attack raised, or returned what are no images."""
-
-
-def _called(
-    setting: Setting,
-    attack: BoundAttack,
-    batch: Samples,
-    threat: ThreatModel,
-    ledger: Ledger,
-    rows: Rows,
-) -> Images:
-    _, images, labels, accepted = batch.rows(rows)
-    objective = LossObjective(
-        setting.model, attack.loss, labels, ledger, rows, setting.batch_size, accepted
-    )
-    key = noise_key(setting.seed, attack.label)
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    noise = Noise(key, batch.ids[rows], shape)
-    try:
-        proposed = attack.run(
-            objective, images.clone(), labels, threat, noise=noise, **attack.parameters
-        )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise WorkerError(
-            f"{attack.label}: out of memory; run again with a smaller --batch-size"
-        ) from error
-    except HarnessError:  # it was asked for something that cannot be, for any image
-        raise
-    except Exception as error:  # an attack of a plugin may raise anything; the run goes on
-        raise _Refused(f"{type(error).__name__}: {error}") from error
-    if not isinstance(proposed, Tensor):
-        raise _Refused(f"returned {type(proposed).__name__}, not images")
-    if proposed.shape != images.shape or proposed.dtype != images.dtype:
-        raise _Refused(
-            f"returned {proposed.dtype} {tuple(proposed.shape)}, "
-            f"not {images.dtype} {tuple(images.shape)}"
-        )
-    return proposed.detach()
-
-
-def _judge(setting: Setting, proposal: _Proposal, batch: Samples, threat: ThreatModel) -> _Verdict:
-    """Ask the model again, and refuse proposals that an adversary may not show."""
-    finite = proposal.images.flatten(1).isfinite().all(dim=1)
-    allowed = threat.contains(proposal.images, batch.images)
-    sizes = threat.size(proposal.images - batch.images).tolist()
-    reasons = [
-        reason or _refusal(is_finite, is_allowed, size, threat)
-        for reason, is_finite, is_allowed, size in zip(
-            proposal.reasons, finite.tolist(), allowed.tolist(), sizes, strict=True
-        )
+def _with_full_view(
+    measures: list[dict[str, float]], defence: Defence, batch: Samples, verdict: Verdict
+) -> list[dict[str, float]]:
+    """The measures, with what the whole model says of images that were judged in a part of it."""
+    logits = predict(defence.model, verdict.images, batches=defence.batches, draws=defence.draws)
+    gaps = margin(logits, batch.labels, batch.accepted).tolist()
+    fooled = is_fooled(logits, batch.labels, batch.accepted).tolist()
+    return [
+        {**measure, "full_margin": gap, "full_fooled": float(was_fooled)}
+        for measure, gap, was_fooled in zip(measures, gaps, fooled, strict=True)
     ]
-    fine = torch.tensor([not reason for reason in reasons], device=batch.images.device)
-    images = torch.where(fine[:, None, None, None], proposal.images, batch.images)
-    logits = predict(setting.model, images, batch_size=setting.batch_size)
-    reasons = [
-        reason or ("" if is_finite else "the model's logits are NaN or infinite there")
-        for reason, is_finite in zip(reasons, logits.isfinite().all(dim=1).tolist(), strict=True)
-    ]
-    return _Verdict(images, logits, reasons)
 
 
-def _refusal(is_finite: bool, is_allowed: bool, size: float, threat: ThreatModel) -> str:  # noqa: FBT001 - one row of four columns
-    if not is_finite:
-        return "proposed NaN or infinite pixels"
-    if not is_allowed:
-        return (
-            f"proposed an image outside the ball or the pixel range "
-            f"({threat.norm} {size:.6g}, epsilon {threat.epsilon:.6g})"
-        )
-    return ""
-
-
-def _measured(setting: Setting, observed: Observation) -> list[dict[str, float]]:
+def _measured(defence: Defence, observed: Observation) -> list[dict[str, float]]:
     """The numbers that the probes take, for each image."""
     measures: list[dict[str, float]] = [{} for _ in observed.labels]
-    for probe in setting.probes:
+    for probe in defence.probes:
         for name, values in probe(observed).items():
             for measure, value in zip(measures, values.tolist(), strict=True):
                 if -float("inf") < value < float("inf"):  # JSON holds no others
@@ -352,7 +264,7 @@ def _measured(setting: Setting, observed: Observation) -> list[dict[str, float]]
 
 def _described(
     records: list[Record],
-    verdict: _Verdict,
+    verdict: Verdict,
     ledger: Ledger,
     threat: ThreatModel,
     batch: Samples,

@@ -25,6 +25,11 @@ FLAGS = {
     "robust-at-huge-epsilon": "more than a tenth of the images withstand ten gradient steps in a "
     "ball of Linf 0.5, in which any image can become grey: the gradient is hidden",
     "loss-not-rising": "on more than a tenth of the images gradient steps do not raise the loss",
+    "tf32": "gradients were computed with TF32 products; survivors were attacked again in float32",
+    "bfloat16-gradients": "gradients were computed in bfloat16; survivors were attacked again in "
+    "float32",
+    "compiled": "gradients were computed by compiled passes, whose last bits may differ",
+    "cuda-graphs": "gradients were computed by captured CUDA graphs, whose last bits may differ",
     "missing-images": "some shards could not be done: their images are not in the numbers",
 }
 """What each flag means, in a sentence."""

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from harness import hashing, plan
 from harness.errors import DataError
 from harness.labelsets import read_label_sets, with_labels
+from harness.modes import FLOAT32
 from harness.sources import known_fingerprint, located
 from harness.store import Store
 
 if TYPE_CHECKING:
+    from harness.modes import Mode
     from harness.plan import Contender
     from harness.registry import Registry
     from harness.sources import Place
@@ -57,13 +59,14 @@ def forecast(
     out: Path,
     seed: int,
     place: Place,
+    mode: Mode = FLOAT32,
 ) -> Forecast:
     """What a run of one row would do.
 
     The images are those that an earlier run has decoded; where there was none, the copy that
     their card describes.
     """
-    known = _Known(suite, contender, registry, Store(out), seed, place)
+    known = _Known(suite, contender, registry, Store(out), seed, place, mode.name)
     shards = list(plan.shards(_ids(known), suite.shard_size, place.limit))
     store = known.store
     told, sha256 = _weights(known)
@@ -94,6 +97,7 @@ class _Known:
     store: Store
     seed: int
     place: Place
+    precision: str
 
     def fingerprint(self, split: str) -> str:
         """Of the images of a split, and of their label sets."""
@@ -145,9 +149,10 @@ def _cell_key(known: _Known, sha256: str) -> str:
             known.suite,
             known.contender,
             known.registry,
-            fingerprint=known.fingerprint(known.suite.data.split),
+            data=known.fingerprint(known.suite.data.split),
             weights=sha256,
             seed=known.seed,
+            precision=known.precision,
         )
     )
 

@@ -17,6 +17,7 @@ from harness import checkpoints, hashing, plan
 from harness.building import build_model
 from harness.cards import ModelCard
 from harness.errors import CheckpointError, HarnessError, UsageError
+from harness.modes import Mode
 from harness.plan import Contender
 from harness.plugins import load_plugins
 from harness.registry import Entry, Plugin, Registry
@@ -41,7 +42,8 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
     attacks: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 128,
+    batch_size: int = 0,
+    precision: str = "float32",
     out: str | Path | None = None,
     data: str | Path | None = None,
     labels: str | Path | None = None,
@@ -57,7 +59,9 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
         attacks: Registered attacks in place of the suite's.
         seed: Of attacks, and of training.
         device: "auto", "cpu", "cuda" ...; a module is moved there, and back afterwards.
-        batch_size: Most images of one pass; changes no result.
+        batch_size: Most images of one pass, 0 for what is fastest; changes no result.
+        precision: Of gradients: "float32", "tf32" or "bfloat16-gradients"; success is decided in
+            float32.
         out: Run folder, where the same call goes on; None forgets the records.
         data: Folder with local copies of data sets; without it, what HARNESS_DATA names.
         labels: File with all correct classes of each image, for suites that take several.
@@ -90,6 +94,7 @@ def evaluate(  # noqa: PLR0913 - the options of `harness run`
             limit=limit,
             device=device,
             batch_size=batch_size,
+            mode=Mode(precision),  # type: ignore[arg-type]
             place=_place(data, labels, limit),
             flags=(*flags, *(["other-attacks"] if attacks else [])),
         )

@@ -1,28 +1,23 @@
-"""Passes through a model: frozen, padded to whole groups of rows, and counted."""
+"""What passes through a model run on: device, numbers, frozen parameters, padded batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.tensors import (
-    Accepted,
-    Classifier,
-    Images,
-    Labels,
-    Logits,
-    Loss,
-    Outcome,
-    Rows,
-    Score,
-    is_fooled,
-)
+from harness.modes import Numbers
+from harness.tensors import Classifier, Images, Rows
+
+T = TypeVar("T")
+
+PAYS = 1.03
+"""Gain in speed for which twice the images at once are worth their memory."""
 
 ROW_GROUP = 8
 """Rows are padded to a multiple of this, so that a row's result does not depend on how many
@@ -38,9 +33,13 @@ def resolve_device(name: str) -> torch.device:
 
 def use_exact_float32() -> None:
     """Take float32 at its word on GPUs: no TF32 in products and convolutions."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    _set_float32("ieee")
     torch.backends.cudnn.benchmark = False
+
+
+def _set_float32(numbers: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = numbers
+    torch.backends.cudnn.conv.fp32_precision = numbers  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -60,180 +59,99 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(True)  # noqa: FBT003
 
 
-@torch.no_grad()
-def predict(model: Classifier, images: Images, *, batch_size: int) -> Logits:
-    """The logits of all images, in padded batches."""
-    return torch.cat(
-        [model(_padded(batch))[: len(batch)] for batch in images.split(batch_size)]
-    ).detach()
+def fastest_batch(run: Callable[[int], object], *, largest: int) -> int:
+    """The number of images from which on more at once pass hardly faster.
+
+    Args:
+        run: Passes that many images.
+        largest: Most that make sense.
+    """
+    size, rate = ROW_GROUP, 0.0
+    while True:
+        reached = _images_a_second(run, size)
+        if reached < rate * PAYS:
+            return size // 2
+        if 2 * size > largest:
+            return size
+        size, rate = 2 * size, reached
 
 
-class Ledger:
-    """What the passes over each image cost and reached; written by every pass, read at the end.
+def _images_a_second(run: Callable[[int], object], size: int) -> float:
+    """The better of two tries; 0 where memory does not suffice."""
+    fastest = float("inf")
+    try:
+        for _ in range(2):
+            start = time.perf_counter()
+            run(size)
+            fastest = min(fastest, time.perf_counter() - start)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error) or size == ROW_GROUP:
+            raise
+        return 0.0
+    return size / fastest
+
+
+class Batches:
+    """How many images go through a model at once: fewer, for good, where memory ran out.
+
+    Rows are padded to whole groups, so that a row's result does not depend on how many others
+    there are; bucketed, to a power of two, so that few shapes are compiled or captured.
 
     Attributes:
-        forwards, backwards: Passes of each image.
-        first_loss, best_loss, last_loss: The objective at its passes, NaN before the first.
+        size: Most images of one pass.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.forwards = torch.zeros(count, dtype=torch.int64, device=device)
-        self.backwards = torch.zeros(count, dtype=torch.int64, device=device)
-        self.first_loss = torch.full((count,), float("nan"), device=device)
-        self.best_loss = torch.full((count,), float("nan"), device=device)
-        self.last_loss = torch.full((count,), float("nan"), device=device)
+    def __init__(self, size: int, *, is_bucketed: bool = False) -> None:
+        self.size = size
+        self._is_bucketed = is_bucketed
 
-    def clear(self) -> None:
-        """Forget all passes, before an attack is run once more."""
-        self.forwards.zero_()
-        self.backwards.zero_()
-        for loss in (self.first_loss, self.best_loss, self.last_loss):
-            loss.fill_(float("nan"))
+    def over(self, images: Images, run: Callable[[Tensor, int], T]) -> list[T]:
+        """What `run` gives for each batch: called with padded rows and the number of true ones.
 
-    def note(self, index: Rows, loss: Tensor | None, *, backwards: int) -> None:
-        """Count one pass over the images at `index`, and keep its losses where there are some.
-
-        An image that stands there several times, for several candidates, is counted each time.
+        Raises:
+            torch.OutOfMemoryError: Not even the smallest batch fits.
         """
-        passes = torch.ones_like(index)
-        self.forwards.index_add_(0, index, passes)
-        self.backwards.index_add_(0, index, backwards * passes)
-        if loss is None:
-            return
-        first = self.first_loss[index]
-        self.first_loss[index] = torch.where(first.isnan(), loss, first)
-        self.best_loss[index] = torch.fmax(self.best_loss[index], loss)
-        self.last_loss[index] = loss
+        found: list[T] = []
+        everything = torch.arange(len(images), device=images.device)
+        start = 0
+        while start < len(images):
+            rows = everything[start : start + self.size]
+            try:
+                found.append(run(self.padded(rows), len(rows)))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or self.size <= ROW_GROUP:
+                    raise
+                self.size = max(ROW_GROUP, self.size // 2)
+                continue
+            start += len(rows)
+        return found
+
+    def padded(self, rows: Rows) -> Tensor:
+        """The rows, with the last one repeated."""
+        wanted = len(rows) + -len(rows) % ROW_GROUP
+        if self._is_bucketed:
+            wanted = max(ROW_GROUP, 2 ** (len(rows) - 1).bit_length())
+        return torch.cat([rows, rows[-1:].expand(wanted - len(rows))])
 
 
-class _Batch(NamedTuple):
-    """Images of one pass, padded, and what belongs to them."""
-
-    images: Images
-    labels: Labels
-    accepted: Accepted | None
-    targets: Labels | None
-    size: int  # the other rows are padding
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class _Pass(NamedTuple):
-    score: Score
-    gradient: Images
-
-
-@dataclass(frozen=True)
-class LossObjective:
-    """A loss of the logits of one model, bound to the labels of its images.
-
-    Attributes:
-        model: Frozen, in evaluation mode.
-        loss: What attacks climb.
-        labels: Correct class of each image.
-        ledger: Where passes are counted.
-        index: Place of each image in the ledger.
-        batch_size: Most images of one pass.
-        accepted: All correct classes of each image, where there are several.
-        targets: A class to be drawn towards for each image, where the loss asks for one.
-        is_noted: The ledger keeps the losses too, not only the passes.
-    """
-
-    model: Classifier
-    loss: Loss
-    labels: Labels
-    ledger: Ledger
-    index: Rows
-    batch_size: int
-    accepted: Accepted | None = None
-    targets: Labels | None = None
-    is_noted: bool = True
-
-    def score(self, candidates: Images) -> Score:
-        """The score of each candidate, from one forward pass."""
-        with torch.no_grad():
-            parts = [self._score(batch) for batch in self._batches(candidates)]
-        score = Score(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        self._note(score, backwards=0)
-        return score
-
-    def gradient(self, candidates: Images) -> tuple[Score, Images]:
-        """The score and the gradient of each image's own loss, from one pass each way."""
-        parts = [self._gradient(batch) for batch in self._batches(candidates)]
-        scores, gradients = zip(*parts, strict=True)
-        score = Score(*(torch.cat(part) for part in zip(*scores, strict=True)))
-        self._note(score, backwards=1)
-        return score, torch.cat(gradients)
-
-    def rows(self, index: Rows) -> LossObjective:
-        """The same objective for some of its images."""
-        return replace(
-            self,
-            labels=self.labels[index],
-            index=self.index[index],
-            accepted=None if self.accepted is None else self.accepted[index],
-            targets=None if self.targets is None else self.targets[index],
-        )
-
-    def under(self, loss: Loss) -> LossObjective:
-        """Another loss of the same images; the records keep the losses of the first."""
-        return replace(self, loss=loss, is_noted=loss is self.loss and self.is_noted)
-
-    def toward(self, targets: Labels) -> LossObjective:
-        """The same objective with a target class for each image."""
-        return replace(self, targets=targets)
-
-    def _note(self, score: Score, *, backwards: int) -> None:
-        self.ledger.note(self.index, score.loss if self.is_noted else None, backwards=backwards)
-
-    def _batches(self, candidates: Images) -> Iterator[_Batch]:
-        """The candidates and what belongs to them, padded, with the number of true rows."""
-        everything = torch.arange(len(candidates), device=candidates.device)
-        for rows in everything.split(self.batch_size):
-            yield _Batch(
-                images=_padded(candidates.detach()[rows]),
-                labels=_padded(self.labels[rows]),
-                accepted=None if self.accepted is None else _padded(self.accepted[rows]),
-                targets=None if self.targets is None else _padded(self.targets[rows]),
-                size=len(rows),
-            )
-
-    def _score(self, batch: _Batch) -> Score:
-        outcome = Outcome(self.model(batch.images), batch.labels, batch.accepted, batch.targets)
-        return _scored(outcome, self.loss(outcome), batch.size)
-
-    def _gradient(self, batch: _Batch) -> _Pass:
-        images = batch.images.requires_grad_()
-        with torch.enable_grad():
-            outcome = Outcome(self.model(images), batch.labels, batch.accepted, batch.targets)
-            loss = self.loss(outcome)
-            gradient = _input_gradient(loss, images)[: batch.size]
-        return _Pass(_scored(outcome, loss, batch.size), gradient)
-
-
-def _scored(outcome: Outcome, loss: Tensor, count: int) -> Score:
-    """The score of the first rows; the others are padding."""
-    seen = outcome._replace(logits=outcome.logits.detach())
-    return Score(
-        logits=seen.logits[:count],
-        loss=loss.detach()[:count],
-        margin=seen.margin[:count],
-        fooled=is_fooled(seen.logits, seen.labels, seen.accepted)[:count],
-    )
-
-
-def _input_gradient(loss: Tensor, images: Images) -> Images:
-    """The gradient of the summed loss, or zeros where the model lets none through."""
-    if not loss.requires_grad:
-        return torch.zeros_like(images)
-    (gradient,) = torch.autograd.grad(loss.sum(), images, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """The rows, with the last one repeated up to a multiple of `ROW_GROUP`."""
-    missing = -len(rows) % ROW_GROUP
-    if missing == 0:
-        return rows.clone()
-    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+@contextmanager
+def in_numbers(numbers: Numbers, device: torch.device) -> Iterator[None]:
+    """Passes in other numbers than exact float32, for gradients alone."""
+    if numbers == "bfloat16-gradients":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+        return
+    if numbers == "tf32":
+        _set_float32("tf32")
+    try:
+        yield
+    finally:
+        if numbers == "tf32":
+            _set_float32("ieee")
 
 
 def check_classifier(model: Classifier, images: Images, num_classes: int, name: str) -> None:
@@ -254,7 +172,7 @@ def check_classifier(model: Classifier, images: Images, num_classes: int, name: 
             f"{name}: {training[0]} stays in training mode after eval(); "
             "do not override train() or set training=True inside the model"
         )
-    padded = _padded(images)
+    padded = images[Batches(len(images)).padded(torch.arange(len(images), device=images.device))]
     try:
         with torch.no_grad():
             logits = model(padded)

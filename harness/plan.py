@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from harness import hashing
 from harness.errors import UsageError
 from harness.store import Shard
-from harness.suite import ModelSpec, Suite
+from harness.suite import ModelSpec, Suite, member_spec, members_of
+from harness.views import DIAGNOSTIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from harness.cards import DatasetCard, ModelCard
+    from harness.cards import DatasetCard, ModelCard, ObjectiveCard
     from harness.registry import Registry
+    from harness.suite import AttackSpec
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised when the rules of judging change, so that old records are not mixed with new ones."""
 
 ALL = "all"
@@ -141,7 +143,7 @@ def training_ingredients(
 
 
 def cell_ingredients(
-    suite: Suite, contender: Contender, registry: Registry, *, fingerprint: str, **facts: Any
+    suite: Suite, contender: Contender, registry: Registry, **facts: str | int
 ) -> dict[str, Any]:
     """All that the records of a cell depend on: never host, time, path, limit or workers.
 
@@ -149,13 +151,17 @@ def cell_ingredients(
         suite: What is measured.
         contender: On which row.
         registry: Whose code does it.
-        fingerprint: Of the images.
-        facts: `weights` (sha256) and `seed`.
+        facts: `data` (fingerprint), `weights` (sha256), `seed` and `precision`.
     """
     used = {("models", contender.model), ("datasets", suite.data.name)}
     used |= {("attacks", attack.name) for attack in suite.attacks}
     used |= {("objectives", attack.objective) for attack in suite.attacks}
     used |= {("probes", probe) for probe in suite.probes}
+    for attack in suite.attacks:
+        members = members_of(registry.find("attacks", attack.name), attack.parameters)
+        specs = [member_spec(member, registry) for member in members]
+        used |= {("attacks", spec.name) for spec in specs}
+        used |= {("objectives", spec.objective) for spec in specs}
     plugins = {registry.find(kind, name).plugin for kind, name in used}
     return {
         "algorithm": KEY_VERSION,
@@ -163,8 +169,6 @@ def cell_ingredients(
         "model": contender.model,
         "model_parameters": dict(registry.find("models", contender.model).defaults),
         "code": {plugin.name: plugin.sha256 for plugin in plugins},
-        "data": fingerprint,
-        "precision": "float32",
         **facts,
     }
 
@@ -197,6 +201,13 @@ def with_attacks(suite: Suite, attacks: Iterable[Any]) -> Suite:
     """The suite with other attacks; never for the board."""
     chosen = tuple(attacks)
     return replace(suite, attacks=chosen) if chosen else suite
+
+
+def needs_routes(attack: AttackSpec, registry: Registry) -> bool:
+    """The attack or its objective has no meaning for a dense model."""
+    is_for_routes: bool = registry.find("attacks", attack.name).card.needs_routes
+    objective: ObjectiveCard = registry.find("objectives", attack.objective).card
+    return is_for_routes or objective.needs_routes or attack.view in DIAGNOSTIC
 
 
 def passes(suite: Suite, registry: Registry) -> int | None:

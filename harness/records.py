@@ -31,6 +31,8 @@ class Record:
         reason: Why the attack failed; empty where it did not.
         measures: Numbers that probes took.
         labels: All correct classes, where the data give several; empty where there is one.
+        view: What decided: "full", the model as it is; "experts" or "router", a part of a routed
+            model, for diagnosis alone.
     """
 
     sample: int
@@ -51,6 +53,7 @@ class Record:
     reason: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
     labels: tuple[int, ...] = ()
+    view: str = "full"
 
     @property
     def is_correct(self) -> bool:
@@ -71,10 +74,12 @@ class Record:
         return self.adversarial_prediction in (self.labels or (self.label,))
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object; without `labels` where there is one label."""
+        """The record as a JSON object; without `labels` where there is one, `view` where full."""
         content = asdict(self)
         if not self.labels:
             del content["labels"]
+        if self.view == "full":
+            del content["view"]
         return content
 
     @classmethod

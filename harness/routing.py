@@ -40,8 +40,35 @@ class Routing:
         nobody = self.gates.new_zeros(self.gates.shape).bool()
         return nobody.scatter(2, self.experts, self.kept)
 
+    def forced(self, rank: int) -> Routing:
+        """The same routing, but that another expert takes the place of each token's first.
+
+        The expert of this rank among the gate logits, the likeliest being 0, changes places with
+        the first: gates too, so that it works with the weight of the first. Capacity does not
+        drop it.
+        """
+        last = self.gate_logits.shape[2] - 1
+        order = self.gate_logits.argsort(dim=2, descending=True, stable=True)
+        first, chosen = self.experts[:, :, :1], order[:, :, min(rank, last) : min(rank, last) + 1]
+        experts = self.experts.where(self.experts != chosen, first)
+        experts = experts.scatter(2, experts.new_zeros(first.shape), chosen)
+        kept = self.kept.clone()
+        kept[:, :, 0] = True
+        return Routing(
+            _exchanged(self.gate_logits, first, chosen),
+            _exchanged(self.gates, first, chosen),
+            experts,
+            kept,
+        )
+
     def rows(self, index: Tensor) -> Routing:
         """The routing of some of the images."""
         return Routing(
             self.gate_logits[index], self.gates[index], self.experts[index], self.kept[index]
         )
+
+
+def _exchanged(values: Tensor, first: Tensor, other: Tensor) -> Tensor:
+    """Two values of each token exchanged."""
+    moved = values.scatter(2, first, values.gather(2, other))
+    return moved.scatter(2, other, values.gather(2, first))

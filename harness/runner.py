@@ -12,6 +12,7 @@ from harness import checkpoints, plan, provenance
 from harness.api import RunEnd, RunStart, ShardEnd
 from harness.errors import DataError, HarnessError, ModelError, StoreError
 from harness.flops import count_flops
+from harness.modes import FLOAT32, Mode
 from harness.numerics import check_classifier, frozen, resolve_device, use_exact_float32
 from harness.observers import Observers
 from harness.scoring import Cell, collect, score
@@ -50,9 +51,10 @@ class Request:
         device: "auto", "cpu", "cuda" ...
         executor: Registered name.
         workers: Processes that the executor may use.
-        batch_size: Most images of one pass.
+        batch_size: Most images of one pass; 0 takes what is fastest.
         place: Where images come from.
         saves_all: Keep all adversarial images.
+        mode: How gradients are computed.
         flags: What is known of the rows beforehand, such as "other-attacks".
     """
 
@@ -64,9 +66,10 @@ class Request:
     device: str = "auto"
     executor: str = "inline"
     workers: int = 1
-    batch_size: int = 128
+    batch_size: int = 0
     place: Place = field(default_factory=Place)
     saves_all: bool = False
+    mode: Mode = FLOAT32
     flags: tuple[str, ...] = ()
 
 
@@ -209,9 +212,10 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
         suite,
         contender,
         current.registry,
-        fingerprint=data.fingerprint,
+        data=data.fingerprint,
         weights=weights.sha256 if model is None else checkpoints.state_hash(model),
         seed=request.seed,
+        precision=request.mode.name,
     )
     folder = Store(request.out).cell(plan.key(ingredients))
     cell = replace(draft, folder=folder.path)
@@ -252,6 +256,7 @@ def _spec(request: Request, contender: Contender, weights: Weights, folder: Path
         batch_size=request.batch_size,
         place=request.place,
         saves_all=request.saves_all,
+        mode=request.mode,
     )
 
 
@@ -259,6 +264,7 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
     """Facts and flags of a model, or an error before any attack starts."""
     row = cell.contender.row
     card = current.registry.find("datasets", cell.suite.data.name).card
+    not_applicable = _not_applicable(current, cell, model)
     samples = current.bench.samples(cell, current.data.usable()[:CHECKED])
     with frozen(model):
         check_classifier(model, samples.images, card.num_classes, row)
@@ -273,7 +279,20 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
         "flags": [*flags, *(["partial-data"] if data.is_partial else [])],
         "images": {"fingerprint": data.fingerprint, "is_prefix": data.is_prefix},
         "unlabelled": list(data.unlabelled()),
+        "not_applicable": not_applicable,
     }
+
+
+def _not_applicable(current: _Run, cell: CellSpec, model: nn.Module) -> list[str]:
+    """Labels of the attacks that look at routes, where the model has none."""
+    attacks = cell.suite.attacks
+    applicable = current.bench.applicable(attacks, model)
+    if not applicable:
+        raise ModelError(
+            f"{cell.contender.row}: every attack looks at routes, and the model has none; add "
+            "one that does not, such as 'apgd'"
+        )
+    return [attack.label for attack in attacks if attack not in applicable]
 
 
 def _description(
@@ -289,6 +308,7 @@ def _description(
         "suite": {"name": request.suite.name, "version": request.suite.version},
         "protocol": request.suite.protocol,
         "weights": {"sha256": ingredients["weights"], "source": weights.source},
+        "precision": request.mode.name,
         "ingredients": ingredients,
         "provenance": provenance.collect(
             current.registry, device=name, threads=torch.get_num_threads()

@@ -53,8 +53,10 @@ def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = 
 
 def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
     """One row: names, every metric of the suite by name, flags."""
+    whole = tuple(record for record in cell.records if record.view == "full")
     evidence = Evidence(
-        records=cell.records,
+        records=whole,
+        diagnoses=tuple(record for record in cell.records if record.view != "full"),
         epsilons={epsilon.text: epsilon.value for epsilon in suite.epsilons},
         headline=suite.headline,
         protocol=suite.protocol,
@@ -65,6 +67,7 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         "recipe": cell.manifest["recipe"],
         "protocol": cell.manifest["protocol"],
         "board": suite.board(copy_of(suite, cell.manifest)),
+        "precision": cell.manifest["precision"],
         "n": len({record.sample for record in cell.records}),
     }
     for name in suite.metrics:
@@ -81,7 +84,8 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         if registry.find("attacks", attack.name).card.control
     ]
     about_data = _data_flags(suite, cell.manifest, registry)
-    row["flags"] = [*cell.flags, *about_data, *record_flags(cell.records, controls)]
+    modes = [mark for mark in row["precision"].split("+") if mark != "float32"]
+    row["flags"] = [*cell.flags, *about_data, *modes, *record_flags(whole, controls)]
     return row
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.numerics import Ledger, LossObjective, frozen, resolve_device
+from harness.numerics import frozen, resolve_device
+from harness.passes import objective_of
 from harness.tensors import Images, Noise, Outcome, PerImage
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def _differing_batches(model: nn.Module) -> list[int]:
 
 def _pass(model: nn.Module, images: Images, batch_size: int) -> tuple[torch.Tensor, Images]:
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    rows = torch.arange(len(images), device=images.device)
-    ledger = Ledger(len(images), images.device)
-    objective = LossObjective(model, _loss, labels, ledger, rows, batch_size)
+    objective = objective_of(model, _loss, labels, batch_size=batch_size)
     score, gradient = objective.gradient(images)
     return score.logits, gradient
 

@@ -15,12 +15,13 @@ from harness.errors import HarnessError, SuiteError
 from harness.hints import did_you_mean
 from harness.tables import Table
 from harness.threat import Box, Norm, ThreatModel, radius
+from harness.views import DIAGNOSTIC, ViewName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from harness.cards import DatasetCard
-    from harness.registry import Registry
+    from harness.registry import Entry, Registry
 
 SPACES = ("canvas", "model")
 PROTOCOLS = ("nested", "independent", "descending")
@@ -81,6 +82,7 @@ class AttackSpec:
         objective: Registered objective that it climbs.
         parameters: All of them, defaults filled in.
         epsilons: Where it runs, as the suite writes them; empty for the whole grid.
+        view: How it looks at a routed model.
     """
 
     name: str
@@ -88,6 +90,7 @@ class AttackSpec:
     objective: str
     parameters: Mapping[str, Any]
     epsilons: tuple[str, ...] = ()
+    view: ViewName = "full"
 
 
 @dataclass(frozen=True)
@@ -228,12 +231,12 @@ def read_suite(path: Path, registry: Registry) -> Suite:
         raise SuiteError(f"{path}: {error}") from error
 
 
-def attack_spec(name: str, objective: str, registry: Registry) -> AttackSpec:
+def attack_spec(
+    name: str, objective: str, registry: Registry, *, where: str = "--attack"
+) -> AttackSpec:
     """A registered attack with its default parameters; an empty objective takes the card's."""
-    return _attack(
-        Table({"name": name} | ({"objective": objective} if objective else {}), "--attack"),
-        registry,
-    )
+    content = {"name": name} | ({"objective": objective} if objective else {})
+    return _attack(Table(content, where), registry)
 
 
 def parse_epsilon(written: object, norm: str, where: str) -> Epsilon:
@@ -410,11 +413,45 @@ def _attack(table: Table, registry: Registry) -> AttackSpec:
     _known("objectives", [objective], table, registry)
     label = table.take("label", str, name)
     epsilons = table.strings("epsilons", ())
+    own_view = registry.find("objectives", objective).card.view
+    view: Any = table.choice("view", get_args(ViewName), own_view)
     try:
         parameters = entry.settle(table.content, table.where)
     except HarnessError as error:
         raise SuiteError(str(error)) from error
-    return AttackSpec(name, label, objective, parameters, epsilons)
+    for member in members_of(entry, parameters):
+        _checked_member(member, table, registry)
+    return AttackSpec(name, label, objective, parameters, epsilons, view)
+
+
+def members_of(entry: Entry, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The other attacks that an attack calls, as its parameters write them."""
+    return tuple(parameters[entry.card.members]) if entry.card.members else ()
+
+
+def member_spec(member: str, registry: Registry) -> AttackSpec:
+    """The attack that `name` or `name:objective` means among the members of another.
+
+    Raises:
+        SuiteError: It is not known, calls others itself, or has a verdict of its own.
+    """
+    name, _, objective = member.partition(":")
+    spec = attack_spec(name, objective, registry, where="attacks")
+    if registry.find("attacks", name).card.members:
+        raise SuiteError(f"attack {name!r} calls others itself; list those instead")
+    if spec.view in DIAGNOSTIC:
+        raise SuiteError(
+            f"objective {spec.objective!r} is judged in its own view; list it as an attack of "
+            "its own"
+        )
+    return spec
+
+
+def _checked_member(member: str, table: Table, registry: Registry) -> None:
+    try:
+        member_spec(member, registry)
+    except HarnessError as error:
+        raise SuiteError(f"{table.where}: {error}") from error
 
 
 def _model(table: Table, registry: Registry) -> ModelSpec:

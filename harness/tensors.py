@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.routing import Routing
 from harness.threat import ThreatModel
+from harness.views import View
 
 Images: TypeAlias = Float[Tensor, "batch channel height width"]  # in [0, 1]
 Pixels: TypeAlias = UInt8[Tensor, "batch channel height width"]  # as stored, 0 to 255
@@ -44,7 +45,7 @@ class Routed(NamedTuple):
 
     logits: Logits
     routes: tuple[Routing, ...]  # one for each MoE layer
-    auxiliary_loss: Tensor  # one number for each image, or for each group of images
+    auxiliary_loss: Tensor  # one number for each image, or for each group; weighted as in training
 
 
 @runtime_checkable
@@ -79,6 +80,10 @@ class Outcome(NamedTuple):
     labels: Labels
     accepted: Accepted | None = None  # where an image has several correct classes
     targets: Labels | None = None  # where the attack is drawn towards a class
+    clean_logits: Logits | None = None  # of the clean image
+    routes: tuple[Routing, ...] = ()  # one for each MoE layer
+    clean_routes: tuple[Routing, ...] = ()  # of the clean image
+    auxiliary_loss: PerImage | None = None  # of a routed model, weighted as in training
 
     @property
     def margin(self) -> PerImage:
@@ -100,7 +105,14 @@ class Score(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss that knows the labels of its images; padding and counting happen inside it."""
+    """A loss that knows its images and its view of the model; padding and counting are inside.
+
+    `num_experts` counts the experts of each MoE layer and is empty for a dense model.
+    """
+
+    @property
+    def num_experts(self) -> tuple[int, ...]:
+        """Experts of each MoE layer."""
 
     def score(self, candidates: Images) -> Score:
         """The score of each candidate, from one forward pass."""
@@ -116,6 +128,12 @@ class Objective(Protocol):
 
     def toward(self, targets: Labels) -> Objective:
         """The same objective with a target class for each image, for losses that ask for one."""
+
+    def through(self, view: View) -> Objective:
+        """The same objective in another view; a dense model looks the same in all of them."""
+
+    def averaged(self, draws: int) -> Objective:
+        """Each pass is the mean of some: for models that draw random numbers themselves."""
 
 
 @runtime_checkable
@@ -135,8 +153,35 @@ class Attack(Protocol):
         """One candidate for each image; pure, and nothing it is given is changed."""
 
 
+class Member(NamedTuple):
+    """An attack that another one calls, with its own loss, view and parameters."""
+
+    label: str
+    run: Attack
+    loss: Loss
+    view: View
+    parameters: Mapping[str, Any]
+
+    def __call__(
+        self,
+        objective: Objective,
+        images: Images,
+        labels: Labels,
+        threat: ThreatModel,
+        *,
+        noise: Noise,
+    ) -> Images:
+        """What it proposes, with noise of its own."""
+        bound = objective.under(self.loss).through(self.view)
+        drawn = noise.named(self.label)
+        return self.run(bound, images, labels, threat, noise=drawn, **self.parameters)
+
+
 class Observation(NamedTuple):
-    """What a probe may look at, for the images that an attack was run on."""
+    """What a probe may look at, for the images that an attack was run on.
+
+    The adversarial logits are those of the attack's own view.
+    """
 
     model: Classifier
     labels: Labels

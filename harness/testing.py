@@ -6,14 +6,17 @@ the harness runs the same checks over all that it brings.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.building import build_model
-from harness.numerics import ROW_GROUP, Ledger, LossObjective, check_classifier, frozen, predict
+from harness.building import bound_attack, build_model
+from harness.numerics import ROW_GROUP, Batches, check_classifier, frozen
+from harness.passes import LossObjective, clean_pass, objective_of, predict
 from harness.routing import Routing
+from harness.suite import AttackSpec
 from harness.tensors import (
     Images,
     Labels,
@@ -28,6 +31,7 @@ from harness.threat import ThreatModel
 
 if TYPE_CHECKING:
     from harness.cards import ModelCard
+    from harness.judging import BoundAttack
     from harness.registry import Registry
 
 LARGEST = 20_000_000
@@ -36,6 +40,10 @@ LARGEST = 20_000_000
 
 CHECK_CLASSES = 5
 """Classes of the model that attacks are checked on: some losses need the fourth largest logit."""
+
+
+BALANCE = 0.01
+"""Weight of the auxiliary loss of `ToyMoE`: the squared importance of experts, image by image."""
 
 
 class LinearModel(nn.Module):
@@ -57,6 +65,41 @@ class LinearModel(nn.Module):
         score = images.flatten(1).mean(dim=1) - 0.5
         others = score.new_full((len(score), self.num_classes - 2), -1.0)
         return torch.cat([torch.stack([-score, score], dim=1), others], dim=1)
+
+
+class LinearMoE(LinearModel):
+    """`LinearModel` as every expert of one MoE layer: its boundary is the same on all routes.
+
+    The router is hard and affine: the brighter the upper half of an image, the rather it goes to
+    the first of the experts.
+
+    Args:
+        num_classes: As of `LinearModel`.
+        num_experts: All alike.
+    """
+
+    def __init__(self, num_classes: int = 2, *, num_experts: int = 3) -> None:
+        super().__init__(num_classes)
+        self.num_experts = num_experts
+
+    def routed(
+        self,
+        images: Images,
+        *,
+        routes: tuple[Routing, ...] | None = None,
+        relaxed: bool = False,  # noqa: ARG002 - all experts say the same
+        detach_router: bool = False,  # noqa: ARG002 - no gradient comes through it anyway
+    ) -> Routed:
+        """The logits, and routes that decide nothing; see `RoutedClassifier`."""
+        logits = super().forward(images)
+        return Routed(logits, routes or (self._routing(images),), logits.new_zeros(len(logits)))
+
+    def _routing(self, images: Images) -> Routing:
+        brightness = images[:, :, : images.shape[2] // 2].flatten(1).mean(dim=1) - 0.5
+        steepness = torch.linspace(1, -1, self.num_experts, device=images.device)
+        scores = brightness[:, None, None] * steepness
+        experts = scores.argmax(dim=2, keepdim=True)
+        return Routing(scores, scores.softmax(dim=2), experts, torch.ones_like(experts).bool())
 
 
 class ToyMoE(nn.Module):
@@ -106,8 +149,8 @@ class ToyMoE(nn.Module):
         outputs = torch.einsum("ecd,nd->nec", self.experts, flat)
         weights = self._weights(gates, routing.experts[:, 0], relaxed=relaxed)
         logits = torch.einsum("ne,nec->nc", weights, outputs)
-        balance = gates.mean(dim=0).square().sum() * gates.shape[1]
-        return Routed(logits, (routing,), balance.expand(len(images)))
+        balance = BALANCE * gates.square().sum(dim=1) * gates.shape[1]
+        return Routed(logits, (routing,), balance)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of the router, of the experts, and others."""
@@ -201,11 +244,11 @@ def check_model(
 
 
 def _check_passes(model: nn.Module, twin: nn.Module, images: Images, name: str) -> None:
-    logits = predict(model, images, batch_size=len(images))
-    assert torch.equal(logits, predict(twin, images, batch_size=len(images))), (
+    logits = predict(model, images, batches=Batches(len(images)))
+    assert torch.equal(logits, predict(twin, images, batches=Batches(len(images)))), (
         f"{name}: a state dict does not carry all that the forward pass depends on"
     )
-    alone = torch.cat([predict(model, image, batch_size=1) for image in images.split(1)])
+    alone = torch.cat([predict(model, image, batches=Batches(1)) for image in images.split(1)])
     assert torch.allclose(logits, alone, atol=1e-4, rtol=1e-4), (
         f"{name}: an image's logits depend on the other images of its batch; "
         "state batch_coupled=True on its card if that is meant"
@@ -257,18 +300,20 @@ def check_attack(
         AssertionError: Says what to change.
     """
     entry = registry.find("attacks", name)
-    run, settled = entry.load(), entry.settle(parameters, f"attack {name}")
+    settled = entry.settle(parameters, f"attack {name}")
+    attack = bound_attack(AttackSpec(name, name, "ce", settled), registry)
+    model = (LinearMoE if entry.card.needs_routes else LinearModel)(CHECK_CLASSES)
     samples = linear_samples()
     for factor, may_fool in ((within, True), (0.95, False)):
         threat = ThreatModel(norm, factor * linear_distance(norm))  # type: ignore[arg-type]
         images = samples.images.clone()
-        found = _run(run, settled, Samples(samples.ids, images, samples.labels), threat)
+        found = _run(attack, model, samples._replace(images=images), threat)
         assert torch.equal(images, samples.images), f"{name}: changes the images that it is given"
         assert found.shape == images.shape, f"{name}: returns shape {tuple(found.shape)}"
         assert threat.contains(found, images).all(), (
             f"{name}: leaves the {norm} ball or [0, 1]; end with threat.project(images, clean)"
         )
-        again = _run(run, settled, samples, threat)
+        again = _run(attack, model, samples, threat)
         assert torch.equal(found, again), (
             f"{name}: two runs differ; take random numbers from the noise that it is given"
         )
@@ -279,18 +324,18 @@ def check_attack(
             assert fooled.all(), f"{name}: misses images within {within} of their distance"
 
 
-def _run(run: Any, parameters: dict[str, Any], samples: Samples, threat: ThreatModel) -> Images:
+def _run(attack: BoundAttack, model: nn.Module, samples: Samples, threat: ThreatModel) -> Images:
     shape = (samples.images.shape[1], samples.images.shape[2], samples.images.shape[3])
     noise = Noise(noise_key(0, "check"), samples.ids, shape)
-    objective = _objective(LinearModel(CHECK_CLASSES), samples.labels)
-    found: Images = run(
-        objective, samples.images, samples.labels, threat, noise=noise, **parameters
+    objective = replace(
+        _objective(model, samples.labels),
+        context=clean_pass(model, samples, batches=Batches(len(samples.ids))),
     )
-    return found
+    return attack.run(
+        objective, samples.images, samples.labels, threat, noise=noise, **attack.parameters
+    )
 
 
 def _objective(model: nn.Module, labels: Labels) -> LossObjective:
     """The negative margin of a model, which has a gradient everywhere."""
-    rows = torch.arange(len(labels))
-    ledger = Ledger(len(labels), labels.device)
-    return LossObjective(model, lambda outcome: -outcome.margin, labels, ledger, rows, len(labels))
+    return objective_of(model, lambda outcome: -outcome.margin, labels, batch_size=len(labels))

@@ -21,7 +21,8 @@ from harness.api import EpochEnd
 from harness.augmentation import Augment
 from harness.checkpoints import plain_state
 from harness.errors import CheckpointError, TrainingError
-from harness.numerics import Ledger, LossObjective, frozen, predict
+from harness.numerics import Batches, frozen
+from harness.passes import objective_of, predict
 from harness.store import write_atomically
 from harness.tensors import Images, Labels, Loss, Noise, Pixels, Rows, noise_key
 from harness.threat import ThreatModel
@@ -112,16 +113,9 @@ class TrainingContext:
             parameters: Those that differ from the attack's defaults.
         """
         run, settled = self.attack_named(name, **parameters)
-        everything = torch.arange(len(batch.images), device=batch.images.device)
+        loss = self.loss_named(objective)
         with frozen(self.model) as model:
-            bound = LossObjective(
-                model,
-                self.loss_named(objective),
-                batch.labels,
-                Ledger(len(batch.images), batch.images.device),
-                everything,
-                self.batch_size,
-            )
+            bound = objective_of(model, loss, batch.labels, batch_size=self.batch_size)
             proposed = run(bound, batch.images, batch.labels, threat, noise=batch.noise, **settled)
         return threat.project(proposed.detach(), batch.images)
 
@@ -298,7 +292,7 @@ def _watched(context: TrainingContext, held_out: TrainingData | None) -> dict[st
         right = 0
         for ids in torch.arange(len(held_out.labels)).split(context.batch_size):
             images, labels = held_out.rows(ids, device)
-            logits = predict(model, images, batch_size=context.batch_size)
+            logits = predict(model, images, batches=Batches(context.batch_size))
             right += int((logits.argmax(dim=1) == labels).sum())
     return {"validation_accuracy": right / len(held_out.labels)}
 

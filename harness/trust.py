@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.numerics import ROW_GROUP, Ledger, LossObjective, predict
+from harness.numerics import ROW_GROUP, Batches
+from harness.passes import LossObjective, objective_of, predict
 from harness.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ def model_flags(model: Classifier, samples: Samples, loss: Loss) -> list[str]:
         samples: At most a few tens of images.
         loss: Cross-entropy.
     """
-    together = predict(model, samples.images, batch_size=len(samples.ids))
-    again = predict(model, samples.images, batch_size=len(samples.ids))
+    together = predict(model, samples.images, batches=Batches(len(samples.ids)))
+    again = predict(model, samples.images, batches=Batches(len(samples.ids)))
     scale = together.abs().max().clamp(min=1)
     flags = []
     if not torch.equal(together, again) and float((together - again).abs().max() / scale) > CLOSE:
         return ["not-deterministic"]
     alone = torch.cat(
         [
-            predict(model, image.expand(ROW_GROUP, -1, -1, -1), batch_size=ROW_GROUP)[:1]
+            predict(model, image.expand(ROW_GROUP, -1, -1, -1), batches=Batches(ROW_GROUP))[:1]
             for image in samples.images.split(1)
         ]
     )
@@ -77,6 +78,10 @@ def _has_zero_gradient(model: Classifier, samples: Samples, loss: Loss) -> bool:
 
 
 def _objective(model: Classifier, samples: Samples, loss: Loss) -> LossObjective:
-    count, device = len(samples.ids), samples.images.device
-    rows, ledger = torch.arange(count, device=device), Ledger(count, device)
-    return LossObjective(model, loss, samples.labels, ledger, rows, count, samples.accepted)
+    return objective_of(
+        model,
+        loss,
+        samples.labels,
+        batch_size=len(samples.ids),
+        accepted=samples.accepted,
+    )

@@ -12,25 +12,38 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from harness import checkpoints
+from harness import checkpoints, plan
 from harness.api import ShardEnd
-from harness.building import build_model
-from harness.cell import BoundAttack, Findings, Protocol, Setting, evaluate
+from harness.building import bound_attack, build_model
+from harness.cell import Findings, Protocol, Setting, evaluate
 from harness.data import ImageData, load_images
 from harness.errors import HarnessError, StoreError
-from harness.numerics import frozen, resolve_device, use_exact_float32
+from harness.judging import Defence
+from harness.modes import FLOAT32, Mode
+from harness.numerics import (
+    ROW_GROUP,
+    Batches,
+    fastest_batch,
+    frozen,
+    resolve_device,
+    use_exact_float32,
+)
 from harness.plan import PRETRAINED
+from harness.prepare import prepared
 from harness.store import CellFolder, Shard
-from harness.tensors import Samples
+from harness.tensors import Classifier, RoutedClassifier, Samples
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from harness.canvas import Canvas
     from harness.plan import Contender
     from harness.registry import Registry
     from harness.sources import Place
-    from harness.suite import DataSpec, Suite
+    from harness.suite import AttackSpec, DataSpec, Suite
+    from harness.tensors import Images
 
 GALLERY = 8
 """Images of each cell that are always kept, for the report."""
@@ -48,9 +61,10 @@ class CellSpec:
         sha256: Of that file.
         seed: Of attacks, and of the model's initialisation.
         device: Name of the device; "auto" is settled in each worker.
-        batch_size: Most images of one pass.
+        batch_size: Most images of one pass; 0 takes what is fastest.
         place: Where images come from.
         saves_all: Keep all adversarial images, not only the gallery's.
+        mode: How gradients are computed.
     """
 
     folder: Path
@@ -63,6 +77,7 @@ class CellSpec:
     batch_size: int
     place: Place
     saves_all: bool = False
+    mode: Mode = FLOAT32
 
 
 class Job(NamedTuple):
@@ -143,7 +158,7 @@ class Workbench:
             self._open.clear()
             self._open[cell.folder] = self._setting(cell)
         setting = self._open[cell.folder]
-        with frozen(setting.model):
+        with frozen(setting.defence.model):
             samples = self.samples(cell, job.shard.ids)
             findings = evaluate(setting, samples)
         folder = CellFolder(cell.folder)
@@ -151,25 +166,52 @@ class Workbench:
         folder.write(job.shard, findings.records)
 
     def _setting(self, cell: CellSpec) -> Setting:
-        suite, find = cell.suite, self.registry.find
+        model = self.model(cell)
         return Setting(
-            model=self.model(cell),
+            defence=self._defence(cell, model),
             attacks=[
-                BoundAttack(
-                    attack.label,
-                    find("attacks", attack.name).load(),
-                    find("objectives", attack.objective).load(),
-                    attack.parameters,
-                    attack.epsilons,
-                )
-                for attack in suite.attacks
+                bound_attack(attack, self.registry)
+                for attack in self.applicable(cell.suite.attacks, model)
             ],
-            probes=[find("probes", name).load() for name in suite.probes],
-            threats=suite.threats(),
-            protocol=Protocol(suite.protocol),
+            threats=cell.suite.threats(),
+            protocol=Protocol(cell.suite.protocol),
             seed=cell.seed,
-            batch_size=cell.batch_size,
         )
+
+    def _defence(self, cell: CellSpec, model: Classifier) -> Defence:
+        """The model with its cheaper copy, and as many images at once as are fast."""
+        usable = self.data(cell.suite.data, cell.suite.data.split, cell.place).usable()
+        images = self.samples(cell, usable[:ROW_GROUP]).images
+        surrogate = prepared(model, images, cell.mode)
+        size = cell.batch_size or _fastest(
+            surrogate.model if surrogate else model, images, largest=cell.suite.shard_size
+        )
+        return Defence(
+            model=model,
+            batches=Batches(size, is_bucketed=cell.mode.is_bucketed),
+            probes=[self.registry.find("probes", name).load() for name in cell.suite.probes],
+            surrogate=surrogate,
+            draws=self.registry.find("models", cell.contender.model).card.draws,
+        )
+
+    def applicable(self, attacks: Sequence[AttackSpec], model: Classifier) -> list[AttackSpec]:
+        """The attacks that have a meaning for a model."""
+        if isinstance(model, RoutedClassifier):
+            return list(attacks)
+        return [attack for attack in attacks if not plan.needs_routes(attack, self.registry)]
+
+
+def _fastest(model: Classifier, images: Images, *, largest: int) -> int:
+    """The number of images whose gradients are fastest together."""
+
+    def run(size: int) -> None:
+        points = images[torch.arange(size, device=images.device) % len(images)].requires_grad_()
+        torch.autograd.grad(model(points).square().sum(), points, allow_unused=True)
+        if images.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with frozen(model), torch.enable_grad():
+        return fastest_batch(run, largest=largest)
 
 
 def _keep_images(folder: CellFolder, job: Job, samples: Samples, findings: Findings) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from harness.cli.output import complain
 from harness.errors import UsageError
+from harness.modes import Mode
 from harness.plan import Contender, contenders, sample_ids, with_attacks
 from harness.plugins import load_plugins
 from harness.registry import Registry
@@ -84,7 +85,25 @@ ExecutorOption = Annotated[
 WorkersOption = Annotated[int, typer.Option("--workers", help="Processes of the executor.", min=1)]
 BatchOption = Annotated[
     int,
-    typer.Option("--batch-size", help="Most images of one pass; changes no result.", min=1),
+    typer.Option(
+        "--batch-size",
+        help="Most images of one pass; 0 measures what is fastest. Changes no result.",
+        min=0,
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of gradients: float32, tf32 or bfloat16-gradients. Success is decided in float32, "
+        "and survivors are attacked again in it.",
+    ),
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile passes with torch.compile: for long runs.")
+]
+GraphsOption = Annotated[
+    bool, typer.Option("--cuda-graphs", help="Replay passes as CUDA graphs, on dense models.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Run folder.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Run folder.")]
@@ -151,6 +170,11 @@ def place_of(
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return Place(data, cache or default_cache(), is_offline=offline, limit=limit, labels=labels)
+
+
+def mode_of(precision: str, *, compiles: bool, cuda_graphs: bool) -> Mode:
+    """How this command computes gradients."""
+    return Mode(precision, is_compiled=compiles, is_captured=cuda_graphs)  # type: ignore[arg-type]
 
 
 def check_folder(path: Path | None, option: str) -> None:

@@ -21,6 +21,9 @@ def plan(
     labels: opt.LabelsOption = None,
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = 0,
+    precision: opt.PrecisionOption = "float32",
+    compiles: opt.CompileOption = False,
+    cuda_graphs: opt.GraphsOption = False,
     out: opt.OutOption = Path("runs"),
     plugin: opt.PluginOption = None,
     no_plugin: opt.WithoutOption = None,
@@ -31,8 +34,10 @@ def plan(
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, attack, known)
     rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
+    mode = opt.mode_of(precision, compiles=compiles, cuda_graphs=cuda_graphs)
     content = [
-        forecast(chosen, row, known, out=out, seed=seed, place=place).to_json() for row in rows
+        forecast(chosen, row, known, out=out, seed=seed, place=place, mode=mode).to_json()
+        for row in rows
     ]
     if as_json:
         print_json({"suite": chosen.name, "protocol": chosen.protocol, "rows": content})

@@ -29,7 +29,10 @@ def run(
     device: opt.DeviceOption = "auto",
     executor: opt.ExecutorOption = "inline",
     workers: opt.WorkersOption = 2,
-    batch_size: opt.BatchOption = 128,
+    batch_size: opt.BatchOption = 0,
+    precision: opt.PrecisionOption = "float32",
+    compiles: opt.CompileOption = False,
+    cuda_graphs: opt.GraphsOption = False,
     out: opt.OutOption = Path("runs"),
     save_adversarial: opt.SaveOption = False,
     plugin: opt.PluginOption = None,
@@ -58,6 +61,7 @@ def run(
         batch_size=batch_size,
         place=place,
         saves_all=save_adversarial,
+        mode=opt.mode_of(precision, compiles=compiles, cuda_graphs=cuda_graphs),
         flags=opt.flags_of(chosen, attack, limit, known),
     )
     with resumable(), TerminalProgress() as progress:

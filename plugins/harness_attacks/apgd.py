@@ -24,7 +24,7 @@ from harness.tensors import (
     Rows,
     Score,
 )
-from harness_attacks.settings import INITS, STOPS, check_start, check_word
+from harness_attacks.settings import INITS, STOPS, check_start, check_word, drawn
 
 STEP_SHARE = 0.75
 """Share of the new step in each move; the rest repeats the move before (the paper's alpha)."""
@@ -42,6 +42,7 @@ def apgd(  # noqa: PLR0913 - the parameters of the algorithm
     rho: float = 0.75,
     init: str = "random",
     start: Sequence[Images] | None = None,
+    draws: int = 1,
     stop: str = "first",
 ) -> Images:
     """Climb the objective with steps that halve, for each image, where it no longer rises.
@@ -60,6 +61,7 @@ def apgd(  # noqa: PLR0913 - the parameters of the algorithm
         rho: Share of the steps since the last review that must raise the loss.
         init: "random" begins on the sphere, "clean" at the image itself.
         start: The points themselves, one batch for each restart; replaces `init`.
+        draws: Passes whose mean counts as one, for models that draw random numbers (EOT).
         stop: "first" lets fooled images leave, "never" runs all steps of all restarts.
 
     Returns:
@@ -70,7 +72,7 @@ def apgd(  # noqa: PLR0913 - the parameters of the algorithm
         AttackError: `init` or `stop` is not known, or the points of `start` do not fit.
     """
     found = climbed(
-        objective,
+        drawn(objective, draws),
         images,
         threat,
         noise=noise,

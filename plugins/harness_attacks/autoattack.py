@@ -1,6 +1,6 @@
-"""AutoAttack: four attacks in a row, each on the images that the others left.
+"""AutoAttack: some attacks in a row, each on the images that the others left.
 
-(Croce & Hein, 2020, https://arxiv.org/abs/2003.01690; fra31/auto-attack, version "standard".)
+(Croce & Hein, 2020, https://arxiv.org/abs/2003.01690; fra31/auto-attack.)
 """
 
 from __future__ import annotations
@@ -9,29 +9,42 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-import torch
-
-from harness.api import AttackError, ThreatModel
+from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Loss, Noise, Objective
 from harness_attacks.apgd import apgd
+from harness_attacks.cascade import cascade
 from harness_attacks.fab import fab
 from harness_attacks.objectives import (
     cross_entropy,
     difference_of_logits_ratio,
     negative_margin,
 )
+from harness_attacks.settings import STOPS, check_word
 from harness_attacks.square import square
 from harness_attacks.targeted import apgd_targeted
 
-VERSIONS = ("standard", "plus")
+VERSIONS = ("standard", "plus", "rand")
 
 
-class Part(NamedTuple):
+class AutoPart(NamedTuple):
     """One attack of the row."""
 
     name: str
     run: Callable[..., Images]
     loss: Loss
+
+    def __call__(
+        self,
+        objective: Objective,
+        images: Images,
+        labels: Labels,
+        threat: ThreatModel,
+        *,
+        noise: Noise,
+    ) -> Images:
+        """What it proposes, with its loss and noise of its own."""
+        bound = objective.under(self.loss)
+        return self.run(bound, images, labels, threat, noise=noise.named(self.name))
 
 
 def autoattack(  # noqa: PLR0913 - what the versions share
@@ -45,6 +58,7 @@ def autoattack(  # noqa: PLR0913 - what the versions share
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
+    draws: int = 20,
     stop: str = "first",
 ) -> Images:
     """What the first of the attacks that fools an image proposes.
@@ -56,54 +70,56 @@ def autoattack(  # noqa: PLR0913 - what the versions share
         threat: Ball to stay in.
         noise: Each part has a stream of its own.
         version: "standard": AutoPGD on cross-entropy, targeted AutoPGD, targeted FAB, Square;
-            "plus": five restarts of AutoPGD on cross-entropy and on DLR and of FAB before them.
+            "plus": five restarts of AutoPGD on cross-entropy and on DLR and of FAB before them;
+            "rand", for models that draw random numbers: AutoPGD on cross-entropy and on DLR,
+            each pass the mean of some.
         steps: Of each run of AutoPGD and FAB.
         targets: Other classes that the targeted attacks try.
         queries: Of Square.
+        draws: Passes whose mean counts as one, in version "rand" (EOT).
         stop: "first" lets fooled images leave; "never" runs every part on every image.
 
     Raises:
         AttackError: The version is not known, or images have several correct classes.
     """
-    adversarial = images.clone()
-    fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    clean = objective.score(images)
-    for part in _parts(version, clean.logits.shape[1], steps, targets, queries):
-        live = torch.arange(len(images), device=images.device)
-        live = live if stop == "never" else live[~fooled]
-        if len(live) == 0:
-            break
-        found = part.run(
-            objective.rows(live).under(part.loss),
-            images[live],
-            labels[live],
-            threat,
-            noise=noise.rows(live).named(part.name),
-            stop=stop,
-        )
-        score = objective.rows(live).under(part.loss).score(found)
-        shown = score.fooled | ~fooled[live]
-        adversarial[live[shown]] = found[shown]
-        fooled[live] = fooled[live] | score.fooled
-    return adversarial
+    check_word("version", version, VERSIONS)
+    check_word("stop", stop, STOPS)
+    classes = objective.score(images).logits.shape[1]
+    if version == "rand":
+        parts = _averaged(classes, steps, draws, stop)
+    else:
+        parts = _parts(version, classes, steps, targets, queries, stop)
+    return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
 
 
 def _parts(
-    version: str, num_classes: int, steps: int, targets: int, queries: int
-) -> Iterator[Part]:
+    version: str, classes: int, steps: int, targets: int, queries: int, stop: str
+) -> Iterator[AutoPart]:
     """The attacks in the order of the official code, cheap ones first."""
-    if version not in VERSIONS:
-        raise AttackError(f"version {version!r} is not known; known are {', '.join(VERSIONS)}")
     restarts = 5 if version == "plus" else 1
-    climb = partial(apgd, steps=steps, restarts=restarts)
-    yield Part("apgd-ce", climb, cross_entropy)
+    climb = partial(apgd, steps=steps, restarts=restarts, stop=stop)
+    walk = partial(fab, steps=steps, targets=targets, stop=stop)
+    yield AutoPart("apgd-ce", climb, cross_entropy)
     if version == "plus":
-        ratio = difference_of_logits_ratio if num_classes > 2 else negative_margin  # noqa: PLR2004
-        yield Part("apgd-dlr", climb, ratio)
-        yield Part("fab", partial(fab, steps=steps, targets=targets, restarts=5), cross_entropy)
-    if num_classes > 3:  # noqa: PLR2004 - the loss asks for the fourth largest logit
-        yield Part("apgd-t", partial(apgd_targeted, steps=steps, targets=targets), cross_entropy)
+        yield AutoPart("apgd-dlr", climb, _ratio(classes))
+        yield AutoPart("fab", partial(walk, restarts=5), cross_entropy)
+    if classes > 3:  # noqa: PLR2004 - the loss asks for the fourth largest logit
+        draw = partial(apgd_targeted, steps=steps, targets=targets, stop=stop)
+        yield AutoPart("apgd-t", draw, cross_entropy)
     else:
-        yield Part("apgd-margin", partial(apgd, steps=steps), negative_margin)
-    yield Part("fab-t", partial(fab, steps=steps, targets=targets), cross_entropy)
-    yield Part("square", partial(square, queries=queries), negative_margin)
+        plain = partial(apgd, steps=steps, stop=stop)
+        yield AutoPart("apgd-margin", plain, negative_margin)
+    yield AutoPart("fab-t", walk, cross_entropy)
+    yield AutoPart("square", partial(square, queries=queries, stop=stop), negative_margin)
+
+
+def _averaged(classes: int, steps: int, draws: int, stop: str) -> Iterator[AutoPart]:
+    """The two attacks of version "rand"."""
+    climb = partial(apgd, steps=steps, draws=draws, stop=stop)
+    yield AutoPart("apgd-ce", climb, cross_entropy)
+    yield AutoPart("apgd-dlr", climb, _ratio(classes))
+
+
+def _ratio(classes: int) -> Loss:
+    """The DLR loss, or the margin where there is no third largest logit."""
+    return difference_of_logits_ratio if classes > 2 else negative_margin  # noqa: PLR2004

@@ -6,7 +6,7 @@ official code (fra31/auto-attack) differ, this is the code: it leaves out the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import inf
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from torch.nn import functional
 from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective, PerImage
 from harness_attacks.objectives import target_gap
-from harness_attacks.settings import STOPS, check_word
+from harness_attacks.settings import INITS, STOPS, check_start, check_word
 from harness_attacks.targeted import likeliest_others
 
 SHORTEST = 1e-8
@@ -39,6 +39,8 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
+    init: str = "clean",
+    start: Sequence[Images] | None = None,
     stop: str = "first",
 ) -> Images:
     """Walk along the boundary of each of the likeliest other classes, close to the clean image.
@@ -51,7 +53,7 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
         images: Clean images in [0, 1].
         labels: Correct classes.
         threat: Ball of the images that are returned; the walk may leave it, but never [0, 1].
-        noise: Where restarts after the first begin, which begins at the clean image.
+        noise: Where random starts begin.
         steps: Steps of each restart, each of one gradient and one more forward pass.
         targets: Other classes that are tried, from the likeliest of the clean image on; fewer
             where the model knows fewer.
@@ -59,6 +61,9 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
         alpha_max: Largest share of the clean image's own step in a step.
         eta: Length of a step, 1 being the linearised boundary.
         beta: Share of the perturbation that a fooling point keeps.
+        init: "clean" begins the first walk at the image itself, as officially, and the others at
+            random; "random" begins all at random.
+        start: The points themselves, one batch for each walk, target by target; replaces `init`.
         stop: "first" lets an image leave with its first fooling point inside the ball, which
             changes no verdict; "never" walks all steps towards all targets.
 
@@ -68,19 +73,28 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
         that what is returned is what was seen to fool; the harness judges it all the same.
 
     Raises:
-        AttackError: `stop` is not known, or the norm is neither Linf nor L2.
+        AttackError: A word is not known, the norm is neither Linf nor L2, or the points of
+            `start` do not fit.
     """
     check_word("norm", threat.norm, ("linf", "l2"))
+    check_word("init", init, INITS)
     check_word("stop", stop, STOPS)
     ranking = objective.score(images)
     order = likeliest_others(ranking.logits, labels)[:, :targets]
+    check_start(start, images, order.shape[1] * restarts)
     nearest = images.clone()
     distance = images.new_full((len(images),), inf).masked_fill(ranking.fooled, 0)
     live = torch.arange(len(images), device=images.device)
 
-    for place, restart in product(range(order.shape[1]), range(restarts)):
+    for walk, (place, restart) in enumerate(product(range(order.shape[1]), range(restarts))):
         drawn = objective.under(target_gap).toward(order[:, place])
-        points = _begin(restart, images[live], threat, noise.rows(live).named(f"target {place}"))
+        if start is not None:
+            points = start[walk][live]
+        elif restart == 0 and init == "clean":
+            points = images[live]
+        else:
+            stream = noise.rows(live).named(f"target {place}")
+            points = _half_way(images[live], threat, stream, restart)
         for _ in range(steps):
             clean, bound = images[live], drawn.rows(live)
             score, gradient = bound.gradient(points)
@@ -198,10 +212,8 @@ def _moved(  # noqa: PLR0913 - one step of the algorithm
     return ((1 - alpha) * (points + eta * own) + alpha * (clean + eta * direct)).clamp(0, 1)
 
 
-def _begin(restart: int, clean: Images, threat: ThreatModel, noise: Noise) -> Images:
-    """The clean image at first, then a random point half of epsilon away, as officially."""
-    if restart == 0:
-        return clean
+def _half_way(clean: Images, threat: ThreatModel, noise: Noise, restart: int) -> Images:
+    """A random point half of epsilon away, as officially."""
     away = noise.normal(restart) if threat.norm == "l2" else noise.uniform(restart)
     return (clean + threat.epsilon / 2 * away / _column(threat.size(away))).clamp(0, 1)
 

@@ -11,7 +11,7 @@ from harness.tensors import Outcome, PerImage
 
 def cross_entropy(outcome: Outcome) -> PerImage:
     """The cross-entropy of each image's label, in nats; of all accepted classes together."""
-    logits, labels, accepted, _ = outcome
+    logits, labels, accepted = outcome.logits, outcome.labels, outcome.accepted
     if accepted is None:
         return functional.cross_entropy(logits, labels, reduction="none")
     own = logits.masked_fill(~accepted, float("-inf")).logsumexp(dim=1)
@@ -24,7 +24,7 @@ def sigmoid_cross_entropy(outcome: Outcome) -> PerImage:
     The loss of models with a sigmoid for each class, as google-research/vmoe has it: a sum over
     classes, not a mean.
     """
-    logits, labels, accepted, _ = outcome
+    logits, labels, accepted = outcome.logits, outcome.labels, outcome.accepted
     rows = labels[:, None]
     targets = torch.zeros_like(logits).scatter(1, rows, 1.0) if accepted is None else accepted
     return functional.binary_cross_entropy_with_logits(
@@ -65,7 +65,7 @@ def targeted_logits_ratio(outcome: Outcome) -> PerImage:
     Raises:
         AttackError: There are fewer than 4 classes, or the attack names no targets.
     """
-    logits, labels, _, targets = outcome
+    logits, labels, targets = outcome.logits, outcome.labels, outcome.targets
     if logits.shape[1] < 4:  # noqa: PLR2004 - the fourth largest
         raise AttackError(
             f"the targeted DLR loss needs at least 4 classes, got {logits.shape[1]}; take 'apgd'"
@@ -79,7 +79,23 @@ def targeted_logits_ratio(outcome: Outcome) -> PerImage:
 
 def target_gap(outcome: Outcome) -> PerImage:
     """The target's logit minus the label's: above 0 the image is fooled."""
-    logits, labels, _, targets = outcome
+    logits, labels, targets = outcome.logits, outcome.labels, outcome.targets
     if targets is None:
         raise AttackError("the gap to a target needs targets: call objective.toward(targets)")
     return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
+def clean_divergence(outcome: Outcome) -> PerImage:
+    """The divergence of the clean prediction from the attacked one, KL(clean || attacked).
+
+    What TRADES climbs (Zhang et al., 2019, https://arxiv.org/abs/1901.08573, eq. 3). It is 0,
+    with no gradient, at the clean image: begin at random.
+
+    Raises:
+        AttackError: The clean logits are not known.
+    """
+    if outcome.clean_logits is None:
+        raise AttackError("objective 'trades-kl' needs the logits of the clean images")
+    attacked = outcome.logits.log_softmax(dim=1)
+    clean = outcome.clean_logits.log_softmax(dim=1)
+    return functional.kl_div(attacked, clean, reduction="none", log_target=True).sum(dim=1)

@@ -8,7 +8,7 @@ import torch
 
 from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective
-from harness_attacks.settings import INITS, STOPS, check_start, check_word
+from harness_attacks.settings import INITS, STOPS, check_start, check_word, drawn
 
 
 def pgd(  # noqa: PLR0913 - the parameters of the algorithm
@@ -23,6 +23,7 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     restarts: int = 1,
     init: str = "random",
     start: Sequence[Images] | None = None,
+    draws: int = 1,
     stop: str = "first",
 ) -> Images:
     """Climb the objective inside the ball; an image that is fooled leaves the race.
@@ -42,6 +43,7 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
         restarts: Starting points tried for each image.
         init: "random" begins anywhere in the ball, "clean" at the image itself.
         start: The points themselves, one batch for each restart; replaces `init`.
+        draws: Passes whose mean counts as one, for models that draw random numbers (EOT).
         stop: "first" lets fooled images leave, "never" runs all steps.
 
     Returns:
@@ -54,6 +56,7 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     check_word("init", init, INITS)
     check_word("stop", stop, STOPS)
     check_start(start, images, restarts)
+    objective = drawn(objective, draws)
     adversarial = images.clone()
     live = torch.arange(len(images), device=images.device)
     step_size = relative_step_size * threat.epsilon

@@ -1,11 +1,11 @@
-"""What attacks refuse before their first pass."""
+"""What attacks settle or refuse before their first pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from harness.api import AttackError
-from harness.tensors import Images
+from harness.tensors import Images, Objective
 
 STOPS = ("first", "never")
 INITS = ("random", "clean")
@@ -32,3 +32,14 @@ def check_start(start: Sequence[Images] | None, images: Images, runs: int) -> No
         raise AttackError(
             f"start must hold {runs} batches of shape {tuple(images.shape)}, one a restart"
         )
+
+
+def drawn(objective: Objective, draws: int) -> Objective:
+    """The objective whose passes are means of some draws; as it is for one.
+
+    Raises:
+        AttackError: There is less than one.
+    """
+    if draws < 1:
+        raise AttackError(f"draws must be at least 1, got {draws}")
+    return objective if draws == 1 else objective.averaged(draws)

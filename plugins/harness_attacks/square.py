@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective
-from harness_attacks.settings import STOPS, check_start, check_word
+from harness_attacks.settings import INITS, STOPS, check_start, check_word
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Changes after which squares cover half as much: the paper's schedule for 10,000 of them."""
@@ -38,6 +38,7 @@ def square(  # noqa: PLR0913 - the parameters of the algorithm
     queries: int = 5000,
     p_init: float = 0.8,
     restarts: int = 1,
+    init: str = "random",
     start: Sequence[Images] | None = None,
     stop: str = "first",
 ) -> Images:
@@ -57,8 +58,8 @@ def square(  # noqa: PLR0913 - the parameters of the algorithm
         queries: Squares tried in each restart; its starting point costs one query more.
         p_init: Share of the image that the first squares cover.
         restarts: Starting points tried for each image.
-        start: The points themselves, one batch for each restart, instead of stripes (Linf) or
-            tiles (L2).
+        init: "random" begins with stripes (Linf) or tiles (L2), "clean" at the image itself.
+        start: The points themselves, one batch for each restart; replaces `init`.
         stop: "first" lets fooled images leave, "never" makes all queries of all restarts.
 
     Returns:
@@ -66,9 +67,10 @@ def square(  # noqa: PLR0913 - the parameters of the algorithm
         lowest margin.
 
     Raises:
-        AttackError: `stop` or the norm is not known, or the points of `start` do not fit.
+        AttackError: A word or the norm is not known, or the points of `start` do not fit.
     """
     check_word("norm", threat.norm, ("linf", "l2"))
+    check_word("init", init, INITS)
     check_word("stop", stop, STOPS)
     check_start(start, images, restarts)
     change = _repainted if threat.norm == "linf" else _reshaped
@@ -77,7 +79,7 @@ def square(  # noqa: PLR0913 - the parameters of the algorithm
     live = torch.arange(len(images), device=images.device)
 
     for restart in range(restarts):
-        best = _begin(restart, images, threat, noise, start)
+        best = _begin(restart, images, threat, noise, init, start).clone()
         margin = torch.full_like(lowest, inf)
         for query in range(queries + 1):  # the first looks at the starting point
             if len(live) == 0:
@@ -133,10 +135,13 @@ def _begin(
     clean: Images,
     threat: ThreatModel,
     noise: Noise,
+    init: str,
     start: Sequence[Images] | None,
 ) -> Images:
     if start is not None:
         return threat.project(start[restart], clean)
+    if init == "clean":
+        return clean
     pattern = _stripes if threat.norm == "linf" else _tiles
     return threat.surface(clean, pattern(clean, noise, restart))
 

@@ -40,6 +40,19 @@ def register_metrics(register: Register) -> None:
             "corruption error before it is divided by AlexNet's",
         ),
     )
+    for view, told in (
+        ("experts", "only the experts see the attacked image, under the clean image's routes"),
+        ("router", "only the router sees the attacked image, and the experts the clean one"),
+    ):
+        register(
+            f"ra-{view}",
+            f"harness_metrics.accuracy:robust_accuracy_of_{view}",
+            card=MetricCard(
+                f"Share of all images that stay right where {told}: a diagnosis.",
+                title=f"ra-{view}",
+                by_epsilon=True,
+            ),
+        )
     register(
         "routing-change",
         "harness_metrics.routing:routing_change",

@@ -46,6 +46,34 @@ def mean_accuracy(evidence: Evidence) -> tuple[Value, ...]:
     )
 
 
+def robust_accuracy_of_experts(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of all images that stay right where only the experts see the attacked image.
+
+    The routes of the clean image are replayed: a diagnosis, never part of robust accuracy.
+    """
+    return _diagnosed(evidence, "experts")
+
+
+def robust_accuracy_of_router(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of all images that stay right where only the router sees the attacked image.
+
+    The experts see the clean one: a diagnosis, never part of robust accuracy.
+    """
+    return _diagnosed(evidence, "router")
+
+
+def _diagnosed(evidence: Evidence, view: str) -> tuple[Value, ...]:
+    records = [record for record in evidence.diagnoses if record.view == view]
+    bits = robust_bits(replace(evidence, records=records))
+    why = f"the model has no routes, or the suite no attack on objective {view!r}"
+    return tuple(
+        share(sum(found.values()), len(found), epsilon=epsilon)
+        if found
+        else Value(None, epsilon=epsilon, reason=why)
+        for epsilon, found in bits.items()
+    )
+
+
 def area_under_curve(evidence: Evidence) -> tuple[Value, ...]:
     """The area under robust accuracy over epsilon, as a share of the largest epsilon.
 

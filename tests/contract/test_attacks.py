@@ -18,13 +18,15 @@ SHORTER = {
     ("square", "linf"): FEW,
     # its bumps are half positive, half negative: it cannot push all pixels one way
     ("square", "l2"): {**FEW, "within": 2.5},
+    ("worst-of", "linf"): {"attacks": ["fgsm", "pgd:margin"]},
+    ("worst-of", "l2"): {"attacks": ["fgsm", "pgd:margin"]},
     **{
         (f"autoattack-{version}", norm): {**FEW, "steps": 20}
         for version in ("standard", "plus")
         for norm in ("linf", "l2")
     },
 }
-"""Parameters with which a check takes seconds; nothing else is weakened."""
+"""Parameters with which a check takes seconds, or that have no default; nothing is weakened."""
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

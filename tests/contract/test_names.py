@@ -9,12 +9,20 @@ import torch
 
 from harness.plugins import load_plugins
 from harness.registry import KINDS
+from harness.routing import Routing
 from harness.suite import find_suite, shipped_suites
 from harness.tensors import Observation, Outcome
 from harness.testing import ToyMoE
 
 ENTRIES = [entry for kind in KINDS for entry in load_plugins().listed(kind)]
 IDS = [f"{entry.kind}:{entry.name}" for entry in ENTRIES]
+
+
+def routing(chosen):
+    """Two experts, one token an image, the chosen one with most of the gate."""
+    experts = torch.tensor(chosen)[:, None, None]
+    scores = torch.zeros(len(chosen), 1, 2).scatter(2, experts, 2.0)
+    return Routing(scores, scores.softmax(2), experts, torch.ones_like(experts).bool())
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
@@ -39,8 +47,15 @@ def test_every_default_is_a_parameter_of_the_target(entry):
 def test_an_objective_gives_one_number_an_image_that_grows_towards_an_error(registry, name):
     loss = registry.find("objectives", name).load()
     logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    outcome = Outcome(
+        logits,
+        torch.tensor([0, 0]),
+        clean_logits=logits[[0, 0]],
+        routes=(routing([0, 1]),),
+        clean_routes=(routing([0, 0]),),
+    )
 
-    right, wrong = loss(Outcome(logits, torch.tensor([0, 0]))).tolist()
+    right, wrong = loss(outcome).tolist()
 
     assert right < wrong
 

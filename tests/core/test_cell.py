@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.cell import BoundAttack, Protocol, Setting, evaluate
+from harness.cell import Protocol, Setting, evaluate
 from harness.errors import AttackError, ModelError
+from harness.judging import BoundAttack, Defence
+from harness.numerics import Batches
 from harness.tensors import Observation
 from harness.testing import LinearModel, linear_samples
 from harness.threat import ThreatModel
@@ -28,14 +30,17 @@ def stay(objective, images, labels, threat, *, noise):
 
 def setting(attack=push, protocol="nested", model=None, **changes):
     return Setting(
-        model=model or LinearModel(),
+        defence=Defence(model or LinearModel(), Batches(64)),
         attacks=[BoundAttack("attack", attack, lambda outcome: -outcome.margin, {})],
-        probes=[],
         threats={text: ThreatModel("linf", value) for text, value in GRID.items()},
         protocol=Protocol(protocol),
         seed=0,
-        batch_size=64,
     )
+
+
+def probing(whole, probe):
+    defence = dataclasses.replace(whole.defence, probes=[probe])
+    return dataclasses.replace(whole, defence=defence)
 
 
 def wrong(count=1):
@@ -224,7 +229,7 @@ def test_probes_measure_what_was_attacked():
         difference = observation.adversarial_images - observation.clean_images
         return {"shift": difference.flatten(1).mean(dim=1)}
 
-    measured = dataclasses.replace(setting(), probes=[shift])
+    measured = probing(setting(), shift)
 
     records = evaluate(measured, wrong()).records
 

@@ -8,14 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from harness.errors import ModelError
-from harness.numerics import (
-    Ledger,
-    LossObjective,
-    check_classifier,
-    frozen,
-    predict,
-    resolve_device,
-)
+from harness.numerics import Batches, check_classifier, frozen, resolve_device
+from harness.passes import Ledger, objective_of, predict
 from harness.tensors import Noise, Outcome
 
 
@@ -40,8 +34,7 @@ def cross_entropy(outcome: Outcome):
 
 def objective(model, count, batch_size, ledger=None):
     labels = torch.arange(count) % 10
-    ledger = ledger or Ledger(count, torch.device("cpu"))
-    return LossObjective(model, cross_entropy, labels, ledger, torch.arange(count), batch_size)
+    return objective_of(model, cross_entropy, labels, batch_size=batch_size, ledger=ledger)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8, 13, 20])
@@ -53,7 +46,7 @@ def test_logits_and_gradients_are_the_same_bits_at_every_batch_size(batch_size):
 
     assert torch.equal(gradient, expected)
     assert torch.equal(score.logits, expected_score.logits)
-    assert torch.equal(predict(model, images(), batch_size=batch_size), expected_score.logits)
+    assert torch.equal(predict(model, images(), batches=Batches(batch_size)), expected_score.logits)
 
 
 def test_the_gradient_is_that_of_each_image_alone():
@@ -91,17 +84,20 @@ def test_the_ledger_keeps_the_first_best_and_last_loss():
     row = torch.tensor([0])
 
     for loss in (2.0, 5.0, 3.0):
-        ledger.note(row, torch.tensor([loss]), backwards=0)
+        ledger.note(row, torch.tensor([loss]))
 
     assert [ledger.first_loss.item(), ledger.best_loss.item(), ledger.last_loss.item()] == [2, 5, 3]
 
 
 def test_a_cleared_ledger_starts_again():
     ledger = Ledger(1, torch.device("cpu"))
-    ledger.note(torch.tensor([0]), torch.tensor([9.0]), backwards=1)
+    row = torch.tensor([0])
+    ledger.count(row, forwards=3, backwards=1)
+    ledger.note(row, torch.tensor([9.0]))
 
     ledger.clear()
-    ledger.note(torch.tensor([0]), torch.tensor([1.0]), backwards=0)
+    ledger.count(row, forwards=1)
+    ledger.note(row, torch.tensor([1.0]))
 
     assert ledger.best_loss.item() == 1
     assert ledger.forwards.item() == 1
@@ -195,7 +191,7 @@ def test_uniform_noise_has_the_same_bits_on_a_gpu():
 def test_an_image_with_several_candidates_is_counted_for_each():
     ledger = Ledger(3, torch.device("cpu"))
 
-    ledger.note(torch.tensor([1, 1, 2]), None, backwards=1)
+    ledger.count(torch.tensor([1, 1, 2]), forwards=1, backwards=1)
 
     assert ledger.forwards.tolist() == [0, 2, 1]
     assert ledger.backwards.tolist() == [0, 2, 1]

@@ -59,13 +59,10 @@ def toys_with(folder, old="", new=""):
     return load_plugins([str(folder / "toys.py")])
 
 
-def cell_key(suite, registry, *, contender=CNN, fingerprint="digits", weights="ab", seed=0):
+def cell_key(suite, registry, *, contender=CNN, fingerprint="digits", **changes):
     """The key of a cell."""
-    return key(
-        cell_ingredients(
-            suite, contender, registry, fingerprint=fingerprint, weights=weights, seed=seed
-        )
-    )
+    facts = {"weights": "ab", "seed": 0, "precision": "float32", **changes}
+    return key(cell_ingredients(suite, contender, registry, data=fingerprint, **facts))
 
 
 def training_key(suite, registry, *, contender=CNN, fingerprint="digits", seed=0):

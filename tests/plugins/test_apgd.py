@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective
+from harness.passes import Ledger, LossObjective, objective_of
 from harness.tensors import Noise, Outcome, Samples, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.apgd import apgd, review_intervals
@@ -82,6 +82,16 @@ class Recorded:
     def toward(self, targets):
         return self._with(self.inner.toward(targets))
 
+    def through(self, view):
+        return self._with(self.inner.through(view))
+
+    def averaged(self, draws):
+        return self._with(self.inner.averaged(draws))
+
+    @property
+    def num_experts(self):
+        return self.inner.num_experts
+
     def _with(self, inner):
         return Recorded(inner, self.points, self.losses)
 
@@ -105,9 +115,9 @@ class Golden:
     def replayed(self, **parameters):
         count = len(self.samples.ids)
         ledger = Ledger(count, torch.device("cpu"))
-        rows = torch.arange(count)
+        labels = self.samples.labels
         objective = Recorded(
-            LossObjective(self.model, self.loss, self.samples.labels, ledger, rows, count)
+            objective_of(self.model, self.loss, labels, batch_size=count, ledger=ledger)
         )
         found = apgd(
             objective,
@@ -198,13 +208,12 @@ def test_without_stopping_the_last_fooling_iterate_is_returned_as_officially(nam
 
 def attack(samples, threat, *, loss=negative_margin, ledger=None, model=None, **parameters):
     count = len(samples.ids)
-    objective = LossObjective(
+    objective = objective_of(
         model or LinearModel(),
         loss,
         samples.labels,
-        ledger or Ledger(count, torch.device("cpu")),
-        torch.arange(count),
-        count,
+        batch_size=count,
+        ledger=ledger,
     )
     noise = Noise(0, samples.ids, (3, 8, 8))
     parameters = {"steps": 20, **parameters}
@@ -372,8 +381,8 @@ def replayed_towards_targets(**parameters):
         starts.append(start)
     count = len(run.samples.ids)
     ledger = Ledger(count, torch.device("cpu"))
-    objective = LossObjective(
-        run.model, cross_entropy, run.samples.labels, ledger, torch.arange(count), count
+    objective = objective_of(
+        run.model, cross_entropy, run.samples.labels, batch_size=count, ledger=ledger
     )
     found = apgd_targeted(
         objective,

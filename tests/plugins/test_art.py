@@ -17,7 +17,8 @@ from art.attacks import evasion
 from art.attacks.attack import EvasionAttack
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective, frozen
+from harness.numerics import Batches, frozen
+from harness.passes import Ledger, objective_of
 from harness.tensors import Noise, is_fooled
 from harness.testing import LinearModel, ToyMoE, check_attack, linear_distance, linear_samples
 from harness_art.attack import attack as run_class
@@ -91,22 +92,21 @@ def case(name, norm, gap, epsilon, parameters):
     return pytest.param(name, norm, gap, epsilon, parameters, id=f"{name}-{norm}")
 
 
-def objective_of(samples, *, model=None, ledger=None):
+def bound(samples, *, model=None, ledger=None):
     count = len(samples.ids)
-    return LossObjective(
+    return objective_of(
         model or LinearModel(5),
         lambda outcome: -outcome.margin,
         samples.labels,
-        ledger or Ledger(count, torch.device("cpu")),
-        torch.arange(count),
-        count,
+        batch_size=count,
+        ledger=ledger,
     )
 
 
 def attack(registry, name, samples, threat, *, model=None, ledger=None, **parameters):
     entry = registry.find("attacks", f"art/{name}")
     return entry.load()(
-        objective_of(samples, model=model, ledger=ledger),
+        bound(samples, model=model, ledger=ledger),
         samples.images,
         samples.labels,
         threat,
@@ -321,7 +321,7 @@ def test_a_class_that_is_not_installed_is_refused():
     with pytest.raises(AttackError, match="it needs numba"):
         run_class(
             missing,
-            objective_of(samples),
+            bound(samples),
             samples.images,
             samples.labels,
             threat,
@@ -344,7 +344,7 @@ def curved():
     label = model(image).argmax(dim=1)
     samples = linear_samples(1)._replace(images=image, labels=label)
     with frozen(model):
-        yield model, image, objective_of(samples, model=model), int(label)
+        yield model, image, bound(samples, model=model), int(label)
 
 
 def one_hot(label):
@@ -385,7 +385,7 @@ def test_the_loss_is_the_objective_for_the_label_and_cross_entropy_for_another_c
 
 def test_arts_own_classifier_over_the_objective_has_the_models_gradients(curved):
     model, image, objective, label = curved
-    objective = replace(objective, batch_size=2)
+    objective = replace(objective, batches=Batches(2))
     told = torch_classifier(objective, image, num_classes=4)
 
     def loss(images):

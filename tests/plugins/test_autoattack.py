@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective
+from harness.passes import Ledger, objective_of
 from harness.tensors import Noise, Samples, is_fooled, noise_key
 from harness.testing import LinearModel, linear_distance, linear_samples
 from harness_attacks.apgd import apgd
@@ -47,7 +47,7 @@ def samples(network):
 def attacked(run, model, samples, loss=cross_entropy, threat=THREAT, name="", **parameters):
     count = len(samples.ids)
     ledger = Ledger(count, torch.device("cpu"))
-    objective = LossObjective(model, loss, samples.labels, ledger, torch.arange(count), 64)
+    objective = objective_of(model, loss, samples.labels, batch_size=64, ledger=ledger)
     shape = tuple(samples.images.shape[1:])
     noise = Noise(noise_key(0, "test"), samples.ids, shape)
     noise = noise.named(name) if name else noise

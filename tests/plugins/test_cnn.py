@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from harness.api import ModelError
 from harness.building import build_model
 from harness.flops import count_flops
-from harness.numerics import predict
+from harness.numerics import Batches
+from harness.passes import predict
 
 DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "resnet14w24_cifar10_at.safetensors"
@@ -108,7 +109,7 @@ def test_the_given_weights_classify_as_their_note_says(registry):
     pixels = [np.array(Image.open(io.BytesIO(item["bytes"]))) for item in table["img"]]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
 
-    predictions = predict(model, images, batch_size=200).argmax(dim=1)
+    predictions = predict(model, images, batches=Batches(200)).argmax(dim=1)
 
     # 71.0 % of 2,000 images; of 200, one standard error is 3.2 points
     accuracy = (predictions == torch.tensor(table["label"])).float().mean()

@@ -9,7 +9,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, minimize
 from torch import nn
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective
+from harness.passes import Ledger, objective_of
 from harness.tensors import Noise, Samples, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.fab import fab, l2_step, linf_step
@@ -134,13 +134,12 @@ def test_without_a_gradient_there_is_no_step(norm, rise):
 
 def attack(samples, threat, *, ledger=None, model=None, **parameters):
     count = len(samples.ids)
-    objective = LossObjective(
+    objective = objective_of(
         model or LinearModel(),
         negative_margin,
         samples.labels,
-        ledger or Ledger(count, torch.device("cpu")),
-        torch.arange(count),
-        count,
+        batch_size=count,
+        ledger=ledger,
     )
     noise = Noise(0, samples.ids, (3, 8, 8))
     parameters = {"steps": 20, **parameters}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective
+from harness.passes import Ledger, objective_of
 from harness.tensors import Noise, Outcome, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.objectives import (
@@ -19,14 +19,12 @@ from harness_attacks.pgd import pgd
 
 def attack(samples, threat, *, ledger=None, model=None, **parameters):
     count = len(samples.ids)
-    rows = torch.arange(count)
-    objective = LossObjective(
+    objective = objective_of(
         model or LinearModel(),
         negative_margin,
         samples.labels,
-        ledger or Ledger(count, torch.device("cpu")),
-        rows,
-        count,
+        batch_size=count,
+        ledger=ledger,
     )
     noise = Noise(0, samples.ids, (3, 8, 8))
     return pgd(objective, samples.images, samples.labels, threat, noise=noise, **parameters)
@@ -144,10 +142,9 @@ def test_sigmoid_cross_entropy_sums_over_classes(accepted):
 
 def test_pgd_goes_on_until_no_accepted_class_is_left():
     samples = linear_samples(2)
-    rows = torch.arange(2)
     accepted = torch.tensor([[True, True], [False, True]])
-    objective = LossObjective(
-        LinearModel(), cross_entropy, samples.labels, Ledger(2, rows.device), rows, 2, accepted
+    objective = objective_of(
+        LinearModel(), cross_entropy, samples.labels, batch_size=2, accepted=accepted
     )
 
     score = objective.score((samples.images - 0.2).clamp(0, 1))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from harness.api import AttackError, ThreatModel
-from harness.numerics import Ledger, LossObjective
+from harness.passes import Ledger, objective_of
 from harness.tensors import Noise, Samples, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.objectives import cross_entropy, negative_margin
@@ -22,13 +22,12 @@ NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 def attack(samples, threat, *, model=None, ledger=None, loss=negative_margin, **parameters):
     count = len(samples.ids)
-    objective = LossObjective(
+    objective = objective_of(
         model or LinearModel(),
         loss,
         samples.labels,
-        ledger or Ledger(count, torch.device("cpu")),
-        torch.arange(count),
-        count,
+        batch_size=count,
+        ledger=ledger,
         accepted=samples.accepted,
     )
     noise = Noise(0, samples.ids, tuple(samples.images.shape[1:]))

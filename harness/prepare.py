@@ -1,0 +1,194 @@
+"""The copy of a model that attacks climb: the same function, cheaper to differentiate."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from harness.errors import UsageError
+from harness.modes import Mode
+from harness.numerics import frozen
+from harness.passes import Surrogate, seen
+from harness.tensors import Classifier, Images, Logits, RoutedClassifier
+
+LOGITS_AGREE = 1e-3
+"""Largest difference of logits, as a share of their largest size."""
+GRADIENTS_AGREE = 0.05
+"""Largest difference of an image's gradient, as a share of its length: where rounding moves a
+ReLU across its kink, single pixels differ."""
+
+
+def prepared(model: Classifier, images: Images, mode: Mode) -> Surrogate | None:
+    """What is climbed in place of a model; None where there is nothing cheaper.
+
+    Args:
+        model: On its device; left as it is, and its parameters are shared.
+        images: A few real ones, on which the copy must agree with the model.
+        mode: How gradients are computed.
+
+    Raises:
+        UsageError: The mode does not fit the model or the device.
+    """
+    with frozen(model):
+        climbed = folded(model, images)
+        if mode.is_compiled:
+            climbed = _compiled(climbed if climbed is not model else _twin(model))
+        if mode.is_captured:
+            climbed = _captured(climbed, images)
+    if climbed is model and mode.numbers == "float32":
+        return None
+    return Surrogate(climbed, mode.numbers)
+
+
+def folded(model: Classifier, images: Images) -> Classifier:
+    """A copy with batch norms folded into the convolutions before them, or the model itself.
+
+    Folded is what a trace of the forward pass, of the whole or else of its parts, shows to be
+    called in a row and nowhere else, if the fused convolution gives what the two gave; the copy
+    is taken if its logits and gradients agree with the model's.
+    """
+    try:
+        twin = _twin(model)
+    except Exception:  # noqa: BLE001 - a module that cannot be copied is attacked as it is
+        return model
+    pairs = list(_in_a_row(twin))
+    replaced = sum(_fold(twin, first, second) for first, second in pairs)
+    if not replaced or not _agree(model, twin, images):
+        return model
+    return twin
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are the model's own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+class _Tracer(fx.Tracer):
+    """Convolutions and batch norms stay whole, whoever wrote them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def _in_a_row(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of convolutions, each with the batch norm that alone takes its output."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # noqa: BLE001 - control flow that depends on images: try its parts
+        for name, child in model.named_children():
+            for first, second in _in_a_row(child):
+                yield f"{name}.{first}", f"{name}.{second}"
+        return
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if (
+            isinstance(before, fx.Node)
+            and before.op == "call_module"
+            and len(before.users) == 1
+            and times[node.target] == times[before.target] == 1
+        ):
+            yield str(before.target), str(node.target)
+
+
+def _fold(model: nn.Module, first: str, second: str) -> bool:
+    """Fold a batch norm into the convolution before it, if that gives the same."""
+    convolution, norm = model.get_submodule(first), model.get_submodule(second)
+    if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+        return False
+    if norm.running_mean is None or _has_hooks(convolution) or _has_hooks(norm):
+        return False
+    rest = _activation(norm)
+    fused = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)  # noqa: FBT003
+    fused = fused.to(memory_format=torch.channels_last)
+    sample = torch.rand(2, convolution.in_channels, 9, 9, device=convolution.weight.device)
+    with suppress(RuntimeError), torch.no_grad():
+        expected, found = norm(convolution(sample)), rest(fused(sample))
+        if torch.allclose(expected, found, atol=LOGITS_AGREE, rtol=LOGITS_AGREE):
+            model.set_submodule(first, fused)
+            model.set_submodule(second, rest)
+            return True
+    return False
+
+
+def _activation(norm: nn.Module) -> nn.Module:
+    """What a norm layer does after normalising: timm puts dropout and activation inside."""
+    return nn.Sequential(*norm.children()).eval() if list(norm.children()) else nn.Identity()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - no other way
+
+
+def _agree(model: Classifier, twin: Classifier, images: Images) -> bool:
+    logits, gradient = _ascent(model, images)
+    other_logits, other_gradient = _ascent(twin, images)
+    scale = logits.abs().max().clamp(min=1)
+    if float((logits - other_logits).abs().max() / scale) > LOGITS_AGREE:
+        return False
+    lengths: Tensor = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+    apart: Tensor = (gradient - other_gradient).flatten(1).norm(dim=1) / lengths
+    return float(apart.median()) <= GRADIENTS_AGREE
+
+
+def _ascent(model: Classifier, images: Images) -> tuple[Logits, Images]:
+    """Logits, and the gradient of the best minus the mean."""
+    points = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = seen(model, points).logits
+        (gradient,) = torch.autograd.grad((logits.amax(1) - logits.mean(1)).sum(), points)
+    return logits.detach(), gradient
+
+
+def _compiled(twin: nn.Module) -> nn.Module:
+    """The copy with its forward pass compiled, for a few fixed shapes."""
+    if isinstance(twin, RoutedClassifier):
+        twin.routed = torch.compile(twin.routed, dynamic=False)  # type: ignore[method-assign]
+        return twin
+    twin.forward = torch.compile(twin.forward, dynamic=False)
+    return twin
+
+
+def _captured(model: nn.Module, images: Images) -> nn.Module:
+    if images.device.type != "cuda":
+        raise UsageError("--cuda-graphs needs a CUDA device; leave it out here")
+    if isinstance(model, RoutedClassifier):
+        raise UsageError("--cuda-graphs is for dense models; leave it out for routed ones")
+    return Captured(model)
+
+
+class Captured(nn.Module):
+    """A model whose passes are replayed as CUDA graphs, one for each size of a batch.
+
+    Args:
+        model: Frozen, in evaluation mode, on a CUDA device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._graphs: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
+
+    def forward(self, images: Images) -> Logits:
+        """The logits; passes without gradient go through the model as it is."""
+        if not images.requires_grad:
+            return self.model(images)  # type: ignore[no-any-return]
+        size = tuple(images.shape)
+        if size not in self._graphs:
+            sample = torch.rand_like(images).requires_grad_()
+            graphed = torch.cuda.make_graphed_callables(self._plain, (sample,))
+            self._graphs[size] = graphed  # type: ignore[assignment]
+        return self._graphs[size](images).clone()
+
+    def _plain(self, images: Images) -> Logits:
+        return self.model(images)  # type: ignore[no-any-return]
