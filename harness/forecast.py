@@ -51,7 +51,7 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(
+def forecast(  # noqa: PLR0913 - what a run is asked for
     suite: Suite,
     contender: Contender,
     registry: Registry,
