@@ -139,6 +139,7 @@ def entry(suite: Suite, row: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
         "weights": cell.manifest["weights"],
         "ingredients": cell.manifest["ingredients"],
         "facts": cell.manifest["facts"],
+        "checks": cell.checks.to_json(),
         "provenance": cell.manifest["provenance"],
         "samples": list(dict.fromkeys(record.sample for record in cell.records)),
         "bits": robust_bits(cell),

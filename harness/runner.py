@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from harness.observers import Observers
 from harness.scoring import Cell, collect, score
 from harness.sources import Place
 from harness.store import CellFolder, Store
-from harness.trust import model_flags
+from harness.trust import FEWEST, LOOKED, checks
 from harness.weights import Trainer, Weights, obtain, trained
 from harness.workbench import CellSpec, Job, Workbench
 
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from harness.registry import Registry
     from harness.store import Shard
     from harness.suite import Suite
+    from harness.tensors import Attack
 
-CHECKED = 16
-"""Images on which a model is checked before any attack."""
+BLACK_BOX = "square"
+QUERIES = 200
+"""Of the black-box search that gradient attacks must not fall behind."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,10 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
     )
     folder = Store(request.out).cell(plan.key(ingredients))
     cell = replace(draft, folder=folder.path)
-    if folder.manifest() is None:
-        facts = _checked(current, cell, model or current.bench.model(cell))
+    wanted, is_new = _wanted(current, cell), folder.manifest() is None
+    if is_new or wanted:
+        model = model or current.bench.model(cell)
+        facts = _checked(current, cell, model, wanted)
         facts["flags"] += weights.flags
         folder.write_manifest(
             {
@@ -260,15 +265,31 @@ def _spec(request: Request, contender: Contender, weights: Weights, folder: Path
     )
 
 
-def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
-    """Facts and flags of a model, or an error before any attack starts."""
+def _wanted(current: _Run, cell: CellSpec) -> tuple[int, ...]:
+    """The images that the checks shall look at; none where earlier ones looked at as many."""
+    limit = current.request.limit or LOOKED
+    ids = current.data.usable()[: max(FEWEST, min(limit, LOOKED))]
+    known = CellFolder(cell.folder).checks()
+    if known and known.looked >= len(ids) and known.epsilon == cell.suite.headline:
+        return ()
+    return ids
+
+
+def _checked(
+    current: _Run, cell: CellSpec, model: nn.Module, wanted: tuple[int, ...]
+) -> dict[str, Any]:
+    """Facts and flags of a model, or an error before any attack starts.
+
+    What the checks of the model find has a file of its own: it grows with the images asked for.
+    """
     row = cell.contender.row
     card = current.registry.find("datasets", cell.suite.data.name).card
     not_applicable = _not_applicable(current, cell, model)
-    samples = current.bench.samples(cell, current.data.usable()[:CHECKED])
+    samples = current.bench.samples(cell, current.data.usable()[:FEWEST])
     with frozen(model):
         check_classifier(model, samples.images, card.num_classes, row)
-        flags = model_flags(model, samples, current.registry.find("objectives", "ce").load())
+        if wanted:
+            _write_checks(current, cell, model, wanted)
         flops = count_flops(model, cell.suite.data.canvas.image_shape, row)
     total = sum(parameter.numel() for parameter in model.parameters())
     active = getattr(model, "active_parameters", lambda: total)()
@@ -276,7 +297,7 @@ def _checked(current: _Run, cell: CellSpec, model: nn.Module) -> dict[str, Any]:
     data = current.data
     return {
         "facts": facts,
-        "flags": [*flags, *(["partial-data"] if data.is_partial else [])],
+        "flags": ["partial-data"] if data.is_partial else [],
         "images": {"fingerprint": data.fingerprint, "is_prefix": data.is_prefix},
         "unlabelled": list(data.unlabelled()),
         "not_applicable": not_applicable,
@@ -293,6 +314,45 @@ def _not_applicable(current: _Run, cell: CellSpec, model: nn.Module) -> list[str
             "one that does not, such as 'apgd'"
         )
     return [attack.label for attack in attacks if attack not in applicable]
+
+
+def _write_checks(current: _Run, cell: CellSpec, model: nn.Module, wanted: tuple[int, ...]) -> None:
+    suite, find = cell.suite, current.registry.find
+    threat = suite.threats()[suite.headline]
+    samples = current.bench.samples(cell, wanted)
+    try:
+        found = checks(
+            model,
+            samples,
+            find("objectives", "ce").load(),
+            threat=None if threat.norm == "severity" else threat,
+            black_box=_black_box(current.registry, suite),
+            batch_size=cell.batch_size or LOOKED,
+        )
+    except HarnessError:
+        raise
+    except Exception as error:  # a model of a plugin may raise anything; the other rows go on
+        raise ModelError(
+            f"{cell.contender.row}: a check before the attacks raised {type(error).__name__}: "
+            f"{error}; see that the model gives gradients, or try a smaller --batch-size"
+        ) from error
+    CellFolder(cell.folder).write_checks(replace(found, epsilon=suite.headline))
+
+
+def _black_box(registry: Registry, suite: Suite) -> Attack | None:
+    """The registered search with its few queries, where it knows the norm and has rivals."""
+    rivals = [
+        attack
+        for attack in suite.attacks
+        if not registry.find("attacks", attack.name).card.control
+        and (not attack.epsilons or suite.headline in attack.epsilons)
+    ]
+    is_known = suite.norm in ("linf", "l2") and registry.has("attacks", BLACK_BOX)
+    if not rivals or not is_known:
+        return None
+    entry = registry.find("attacks", BLACK_BOX)
+    run: Attack = entry.load()
+    return partial(run, **entry.settle({"queries": QUERIES}, "checks"))
 
 
 def _description(

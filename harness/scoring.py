@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.api import Evidence
-from harness.flags import record_flags
+from harness.flags import NOTHING_CHECKED, Checks, record_flags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,13 +25,15 @@ class Cell:
         key: Name of its folder.
         manifest: What it is.
         records: Of all its finished shards.
-        flags: How they were made.
+        flags: How they were made, and what the model raises by itself.
+        checks: What was found before any attack.
     """
 
     key: str
     manifest: Mapping[str, Any]
     records: tuple[Record, ...]
     flags: tuple[str, ...]
+    checks: Checks = NOTHING_CHECKED
 
 
 def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = ()) -> Cell:
@@ -44,11 +46,12 @@ def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = 
     """
     manifest = folder.manifest() or {}
     finished = [shard for shard in shards if folder.has(shard)]
-    known = [*manifest.get("flags", []), *flags]
+    checks = folder.checks() or NOTHING_CHECKED
+    known = [*manifest.get("flags", []), *checks.flags, *flags]
     if len(finished) < len(shards):
         known.append("missing-images")
     records = [record for shard in finished for record in folder.read(shard)]
-    return Cell(folder.path.name, manifest, tuple(records), tuple(known))
+    return Cell(folder.path.name, manifest, tuple(records), tuple(dict.fromkeys(known)), checks)
 
 
 def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
@@ -84,8 +87,14 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         if registry.find("attacks", attack.name).card.control
     ]
     about_data = _data_flags(suite, cell.manifest, registry)
+    exempt = [
+        attack.label
+        for attack in suite.attacks
+        if registry.find("objectives", attack.objective).card.needs_routes
+    ]
+    raised = record_flags(whole, controls, cell.checks, exempt=exempt)
     modes = [mark for mark in row["precision"].split("+") if mark != "float32"]
-    row["flags"] = [*cell.flags, *about_data, *modes, *record_flags(whole, controls)]
+    row["flags"] = [*cell.flags, *about_data, *modes, *raised]
     return row
 
 

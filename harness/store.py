@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import hashing
 from harness.errors import StoreError
+from harness.flags import Checks
 from harness.records import Record
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
+CHECKS_SCHEMA = 1
+"""Raised when the checks change, so that the next run makes them again."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,19 @@ class CellFolder:
         if not path.exists():
             text = json.dumps({"schema": SCHEMA, **content}, indent=1, sort_keys=True)
             write_atomically(path, (text + "\n").encode())
+
+    def checks(self) -> Checks | None:
+        """What the checks of the model found; None where there are none that can be read."""
+        try:
+            content = json.loads((self.path / "checks.json").read_bytes())
+            return Checks.from_json(content) if content["schema"] == CHECKS_SCHEMA else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_checks(self, checks: Checks) -> None:
+        """Keep what the checks of the model found, in place of what was known."""
+        text = json.dumps({"schema": CHECKS_SCHEMA, **checks.to_json()}, indent=1, sort_keys=True)
+        write_atomically(self.path / "checks.json", (text + "\n").encode())
 
     def has(self, shard: Shard) -> bool:
         """The shard is finished, and as it was written."""

@@ -112,6 +112,7 @@ def test_publishing_writes_the_table_and_entries_with_bits(harness, tiny, tmp_pa
     assert done.code == 0, done.err
     assert "cnn/digits.standard" in (tmp_path / "leaderboard/tiny.md").read_text()
     assert sum(robust) / 20 == rows[0]["robust_accuracy"]["8/255"]["value"]
+    assert entry["checks"]["looked"] == 20
     assert str(tmp_path) not in json.dumps(entry)
 
 

@@ -82,6 +82,16 @@ def test_numbers_of_another_copy_name_it(cifar):
     assert row["clean_accuracy"]["n"] == 32
 
 
+def test_a_robust_network_raises_no_flag_of_the_checks(cifar, tmp_path):
+    done = cifar("run", "--offline", "--attack", "pgd", "--limit", "32", "--json")
+
+    row = json.loads(done.out)["rows"][0]
+    checks = json.loads(next(tmp_path.glob("runs/*/checks.json")).read_text())
+    assert set(row["flags"]) == {"other-data", "limited", "other-attacks"}
+    assert (checks["looked"], checks["flags"]) == (32, [])
+    assert len(checks["samples"]) > 16
+
+
 def test_the_table_names_the_copy(cifar):
     done = cifar("run", "--offline", "--attack", "fgsm", "--limit", "8")
 

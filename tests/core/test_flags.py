@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from harness.flags import FLAGS, record_flags
+from harness.flags import FLAGS, Checks, record_flags
 from harness.records import Record
 
 CONTROLS = ["noise"]
 
 
-def record(sample, attack, *, fooled, epsilon="8/255", flags=()):
+def record(sample, attack, *, fooled, epsilon="8/255", flags=(), backwards=0):
     """A record of an image that the model has right when it is clean."""
     return Record(
         sample=sample,
@@ -21,6 +23,7 @@ def record(sample, attack, *, fooled, epsilon="8/255", flags=()):
         clean_margin=0.5,
         adversarial_prediction=2 if fooled else 1,
         adversarial_margin=-0.5 if fooled else 0.5,
+        backwards=backwards,
         flags=flags,
     )
 
@@ -102,6 +105,101 @@ def test_the_order_of_records_does_not_matter():
     assert forwards == backwards == ["attack-failed", "weaker-than-noise"]
 
 
-@pytest.mark.parametrize("flag", ["attack-failed", "weaker-than-noise"])
+def records_of(attack, fooled, *, count=8, **facts):
+    """Records of an attack that fools the first images."""
+    return [record(sample, attack, fooled=sample < fooled, **facts) for sample in range(count)]
+
+
+def checks(epsilon="8/255", **fooled):
+    """Eight checked images, of which each yardstick fools the first."""
+    by_name = {name.replace("_", "-"): tuple(range(count)) for name, count in fooled.items()}
+    return Checks(looked=16, samples=tuple(range(8)), epsilon=epsilon, fooled=by_name)
+
+
+@pytest.mark.parametrize(
+    ("yardstick", "reached", "flags"),
+    [
+        ("noise", 3, []),
+        ("noise", 4, ["weaker-than-noise"]),
+        ("one-step", 3, []),
+        ("one-step", 4, ["weaker-than-one-step"]),
+        ("black-box", 4, []),
+        ("black-box", 5, ["weaker-than-black-box"]),
+    ],
+)
+def test_an_attack_that_falls_behind_a_yardstick_is_flagged(yardstick, reached, flags):
+    records = records_of("pgd", 3, backwards=10)
+
+    assert record_flags(records, [], checks(**{yardstick: reached})) == flags
+
+
+def test_the_weakest_attack_counts():
+    records = [*records_of("pgd", 8, backwards=9), *records_of("fgsm", 2, backwards=1)]
+
+    assert record_flags(records, [], checks(one_step=3)) == ["weaker-than-one-step"]
+
+
+def test_controls_may_fall_behind_a_yardstick():
+    records = [*records_of("pgd", 8), *records_of("noise", 0)]
+
+    assert record_flags(records, CONTROLS, checks(one_step=3)) == []
+
+
+def test_attacks_without_gradients_are_held_against_noise_alone():
+    records = records_of("square", 0)
+
+    assert record_flags(records, [], checks(black_box=8, one_step=8)) == []
+    assert record_flags(records, [], checks(noise=8)) == ["weaker-than-noise"]
+
+
+def test_attacks_that_aim_at_routes_need_not_fool():
+    records = [*records_of("routes", 0, backwards=9), *records_of("pgd", 8, backwards=9)]
+
+    assert record_flags(records, [], checks(one_step=8), exempt=["routes"]) == []
+
+
+def test_gradients_at_another_epsilon_make_an_attack_white_box():
+    # all that 4/255 fooled is carried to 8/255, where no passes were spent
+    records = [*records_of("pgd", 3, epsilon="4/255", backwards=10), *records_of("pgd", 3)]
+
+    assert record_flags(records, [], checks(black_box=5)) == ["weaker-than-black-box"]
+
+
+def test_an_attack_that_does_not_run_at_the_epsilon_of_the_checks_is_left_out():
+    records = records_of("pgd", 0, epsilon="4/255", backwards=10)
+
+    assert record_flags(records, [], checks(noise=8, one_step=8, black_box=8)) == []
+
+
+def test_only_checked_images_with_a_record_are_compared():
+    fewer = records_of("pgd", 3, count=4)
+    more = [record(sample, "pgd", fooled=sample >= 8, backwards=1) for sample in range(16)]
+
+    assert record_flags(fewer, [], checks(one_step=3)) == []
+    assert record_flags(more, [], checks(one_step=1)) == ["weaker-than-one-step"]
+
+
+def test_carried_records_count_as_fooled():
+    records = records_of("pgd", 3, flags=("carried",))
+
+    assert record_flags(records, [], checks(one_step=3)) == []
+
+
+def test_a_control_and_a_yardstick_raise_one_flag():
+    records = [*records_of("noise", 4), *records_of("pgd", 3)]
+
+    assert record_flags(records, CONTROLS, checks(noise=4)) == ["weaker-than-noise"]
+
+
+def test_checks_survive_the_round_trip():
+    found = checks(noise=1, black_box=3)
+
+    assert Checks.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["attack-failed", "weaker-than-noise", "weaker-than-one-step", "weaker-than-black-box"],
+)
 def test_each_flag_that_records_raise_has_a_meaning(flag):
     assert len(FLAGS[flag]) > 20

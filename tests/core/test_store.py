@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness.errors import StoreError
+from harness.flags import Checks
 from harness.records import Record
 from harness.store import CellFolder, Shard, Store, write_atomically
 
@@ -387,3 +388,25 @@ def test_images_are_kept_by_shard(tmp_path):
 
     assert cell.has_images(FIRST)
     assert not cell.has_images(WHOLE)
+
+
+def test_checks_are_kept_and_replaced(tmp_path):
+    folder = CellFolder(tmp_path)
+    before = folder.checks()
+
+    folder.write_checks(Checks(16, (1, 2), ("zero-gradient",), "8/255", {"noise": (2,)}))
+    folder.write_checks(Checks(32, (1,), (), "8/255", {"noise": ()}))
+
+    assert before is None
+    assert folder.checks() == Checks(32, (1,), (), "8/255", {"noise": ()})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b'{"schema": 1}', b'{"schema": 0, "looked": 1}'],
+    ids=["empty", "a list", "no findings", "another schema"],
+)
+def test_checks_that_cannot_be_read_are_as_good_as_none(tmp_path, content):
+    (tmp_path / "checks.json").write_bytes(content)
+
+    assert CellFolder(tmp_path).checks() is None
