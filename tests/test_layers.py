@@ -17,6 +17,8 @@ LIGHT = [
     "harness.store",
     "harness.scoring",
     "harness.leaderboard",
+    "harness.bench.peers",
+    "harness.bench.tasks",
     "harness.cli.app",
     "harness_art",
     "harness_attacks",

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from harness.cli import doctor, fetch, ls, plan, plugins, publish, run, show, train
+from harness.cli import bench, doctor, fetch, ls, plan, plugins, publish, run, show, train
 from harness.cli.output import complain
 from harness.errors import HarnessError, UsageError
 
@@ -34,6 +34,7 @@ app.command("show")(show.show)
 app.command("plugins")(plugins.plugins)
 app.command("publish")(publish.publish)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 def main() -> None:

@@ -184,6 +184,20 @@ def check_folder(path: Path | None, option: str) -> None:
         raise UsageError(f"{option} {path}: no such folder{where}")
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    from harness.numerics import resolve_device
+
+    try:
+        torch.empty(0, device=resolve_device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name}: {str(error).splitlines()[0]}; try --device cpu"
+        ) from error
+
+
 def option_variable(option: str) -> str:
     """The environment variable behind an option, with its value."""
     name = {"--data": "HARNESS_DATA"}[option]

@@ -50,7 +50,12 @@ def print_table(
     heads: Sequence[str], lines: Sequence[Sequence[str]], *, title: str = "", caption: str = ""
 ) -> None:
     """Print a table on stdout, as wide as it needs where no terminal limits it."""
-    table = Table(title=title or None, caption=caption or None, title_justify="left")
+    table = Table(
+        title=escape(title) or None,
+        caption=escape(caption) or None,
+        title_justify="left",
+        caption_justify="left",
+    )
     for place, head in enumerate(heads):
         table.add_column(escape(head), overflow="fold", no_wrap=place == 0)
     for line in lines:

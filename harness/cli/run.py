@@ -9,7 +9,6 @@ import typer
 
 from harness.cli import options as opt
 from harness.cli.output import complain, print_json, print_table, resumable
-from harness.errors import UsageError
 from harness.registry import Registry
 from harness.suite import Suite
 
@@ -48,7 +47,7 @@ def run(
     from harness import runner
     from harness.cli.progress import TerminalProgress
 
-    _check_device(device)
+    opt.check_device(device)
     request = runner.Request(
         suite=chosen,
         contenders=rows,
@@ -108,16 +107,3 @@ def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> No
 def _flags(row: dict[str, Any]) -> list[str]:
     flags = row["flags"]
     return [str(flag) for flag in flags] if isinstance(flags, list) else []
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    from harness.numerics import resolve_device
-
-    try:
-        torch.empty(0, device=resolve_device(name))
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {name}: {str(error).splitlines()[0]}; try --device cpu"
-        ) from error

@@ -1,0 +1,1 @@
+"""How fast our attacks are beside those of other libraries, in one run, judged alike."""
