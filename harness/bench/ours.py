@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from harness.cell import BoundAttack, Protocol, Setting, evaluate
-from harness.numerics import frozen
+from harness.cell import Protocol, Setting, evaluate
+from harness.judging import BoundAttack, Defence
+from harness.modes import Mode
+from harness.numerics import ROW_GROUP, Batches, frozen
+from harness.prepare import prepared
 from harness.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -41,9 +43,15 @@ def attacked(
     find = contest.registry.find
     entry = find("attacks", task.registered)
     parameters = entry.settle({**task.parameters, "stop": manner.stop}, f"task {task.name}")
-    precision: dict[str, Any] = {"precision": manner.precision} if _has_precision() else {}
+    model = deepcopy(contest.model).to(memory_format=torch.channels_last)
+    images = contest.samples.images
+    defence = Defence(
+        model,
+        Batches(len(images)),
+        surrogate=prepared(model, images[:ROW_GROUP], Mode(manner.precision)),
+    )
     setting = Setting(
-        model=deepcopy(contest.model).to(memory_format=torch.channels_last),
+        defence=defence,
         attacks=[
             BoundAttack(
                 task.name,
@@ -52,28 +60,14 @@ def attacked(
                 parameters,
             )
         ],
-        probes=[],
         threats={text: ThreatModel("linf", radius) for text, radius in epsilons.items()},
         protocol=Protocol(protocol),
         seed=contest.seed,
-        batch_size=len(contest.samples.ids),
-        **precision,
     )
-    with frozen(setting.model):
+    with frozen(model):
         return evaluate(setting, contest.samples)
-
-
-def shortcoming(manner: Manner) -> str:
-    """Why we cannot do a task in a manner; empty where we can."""
-    if manner.precision == "float32" or _has_precision():
-        return ""
-    return f"not available: the engine has no precision {manner.precision!r} yet"
 
 
 def passes(records: list[Record]) -> int:
     """Forward and backward passes of all images: each costs one forward pass of one image."""
     return sum(record.forwards + record.backwards for record in records)
-
-
-def _has_precision() -> bool:
-    return "precision" in {field.name for field in fields(Setting)}

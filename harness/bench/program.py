@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.bench.ours import attacked, passes, shortcoming
+from harness.bench.ours import attacked, passes
 from harness.bench.race import Comparison, Entrant, Lap, Proposal, Race, compared, raced
 from harness.bench.tasks import MANNERS, Manner, Task
 
@@ -58,12 +58,10 @@ def held(
         told: Called after each lap.
     """
     reasons = {peer.name: _absence(peer, present[peer.name], task) for peer in peers}
-    reasons |= {ours(manner): shortcoming(manner) for manner in MANNERS}
     entrants = [
         *(
             Entrant(ours(manner), partial(_own, contest, task, manner), is_peer=False)
             for manner in MANNERS
-            if not reasons[ours(manner)]
         ),
         *(
             Entrant(peer.name, partial(_theirs, contest, task, peer), is_peer=True)

@@ -11,6 +11,8 @@ from harness.hints import did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from harness.modes import Numbers
+
 Item = TypeVar("Item")
 
 
@@ -40,7 +42,7 @@ class Manner(NamedTuple):
 
     name: str
     stop: str  # "never": every image takes every step; "first": fooled images leave
-    precision: str
+    precision: Numbers
 
 
 MANNERS = (
