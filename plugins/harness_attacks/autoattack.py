@@ -86,16 +86,22 @@ def autoattack(  # noqa: PLR0913 - what the versions share
     check_word("stop", stop, STOPS)
     classes = objective.score(images).logits.shape[1]
     if version == "rand":
-        parts = _averaged(classes, steps, draws, stop)
+        row = _averaged(classes, steps, draws, stop)
     else:
-        parts = _parts(version, classes, steps, targets, queries, stop)
-    return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
+        row = parts(version, classes, steps=steps, targets=targets, queries=queries, stop=stop)
+    return cascade(row, objective, images, labels, threat, noise=noise, stop=stop)
 
 
-def _parts(
-    version: str, classes: int, steps: int, targets: int, queries: int, stop: str
+def parts(
+    version: str,
+    classes: int,
+    *,
+    steps: int = 100,
+    targets: int = 9,
+    queries: int = 5000,
+    stop: str = "first",
 ) -> Iterator[AutoPart]:
-    """The attacks in the order of the official code, cheap ones first."""
+    """The attacks of "standard" or "plus" in the order of the official code, cheap ones first."""
     restarts = 5 if version == "plus" else 1
     climb = partial(apgd, steps=steps, restarts=restarts, stop=stop)
     walk = partial(fab, steps=steps, targets=targets, stop=stop)
