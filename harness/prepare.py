@@ -153,7 +153,7 @@ def _ascent(model: Classifier, images: Images) -> tuple[Logits, Images]:
 
 
 def _compiled(twin: nn.Module) -> nn.Module:
-    """The copy with its forward pass compiled once for each size of a batch, twice with gradients."""
+    """The copy with its forward pass compiled, once for each size of a batch and each mode."""
     torch.compiler.reset()  # of the model before this one
     torch._dynamo.config.recompile_limit = COMPILATIONS  # noqa: SLF001 - its only name
     if isinstance(twin, RoutedClassifier):
