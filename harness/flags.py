@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FLAGS = {
     "limited": "only the first images of the suite were used: not for the board",
     "other-attacks": "the attacks are not the suite's: not for the board",
+    "transfer": "attacks were made on other models: not for the board",
     "other-data": "the images are another copy than the suite's: a board of their own",
     "partial-data": "the copy has fewer images than the suite's choice: not for the board",
     "partial-training": "trained on a copy with fewer images than the data set has: not for the "

@@ -158,10 +158,11 @@ def _cell_key(known: _Known, sha256: str) -> str:
 
 
 def _seconds_per_image(store: Store, model: str) -> float | None:
-    """The pace of a model's finished shards, in any cell of the run folder."""
+    """The pace of a model's finished shards, in any cell of the run folder that was attacked."""
     seconds, images = 0.0, 0
     for folder in store.cells():
-        if (folder.manifest() or {}).get("model") == model:
+        manifest = folder.manifest() or {}
+        if manifest.get("model") == model and "transfer" not in manifest.get("flags", ()):
             for event in folder.events():
                 if event["event"] == "shard-finished":
                     seconds += event.get("seconds", 0)

@@ -39,5 +39,5 @@ def of_sources(root: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(of_bytes(path.read_bytes()).encode())
+        digest.update(of_file(path).encode())
     return digest.hexdigest()

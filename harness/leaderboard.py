@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from harness.suite import Suite
 
 ENTRY_SCHEMA = 1
-UNRANKED = ("limited", "other-attacks", "partial-data", "partial-training", "missing-images")
+UNRANKED = (
+    "limited",
+    "other-attacks",
+    "transfer",
+    "partial-data",
+    "partial-training",
+    "missing-images",
+)
 """Flags with which a row never enters the board."""
 
 

@@ -143,7 +143,12 @@ def training_ingredients(
 
 
 def cell_ingredients(
-    suite: Suite, contender: Contender, registry: Registry, **facts: str | int
+    suite: Suite,
+    contender: Contender,
+    registry: Registry,
+    *,
+    sources: Sequence[dict[str, Any]] = (),
+    **facts: str | int,
 ) -> dict[str, Any]:
     """All that the records of a cell depend on: never host, time, path, limit or workers.
 
@@ -151,6 +156,7 @@ def cell_ingredients(
         suite: What is measured.
         contender: On which row.
         registry: Whose code does it.
+        sources: Identities of the images that were made on other models; none for most cells.
         facts: `data` (fingerprint), `weights` (sha256), `seed` and `precision`.
     """
     used = {("models", contender.model), ("datasets", suite.data.name)}
@@ -169,6 +175,7 @@ def cell_ingredients(
         "model": contender.model,
         "model_parameters": dict(registry.find("models", contender.model).defaults),
         "code": {plugin.name: plugin.sha256 for plugin in plugins},
+        **({"sources": list(sources)} if sources else {}),
         **facts,
     }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from harness.data import ImageData
     from harness.plan import Contender
+    from harness.proposals import Source
     from harness.registry import Registry
     from harness.store import Shard
     from harness.suite import Suite
@@ -59,6 +60,7 @@ class Request:
         saves_all: Keep all adversarial images.
         mode: How gradients are computed.
         flags: What is known of the rows beforehand, such as "other-attacks".
+        sources: Images that were made on other models, shown beside the suite's own attacks.
     """
 
     suite: Suite
@@ -74,6 +76,7 @@ class Request:
     saves_all: bool = False
     mode: Mode = FLOAT32
     flags: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ class Result:
         rows: The table, one object for each row that could be scored.
         cells: The same rows with their records.
         errors: What went wrong, by row.
+        shards: The units of work of each row.
     """
 
     rows: tuple[dict[str, Any], ...]
     cells: tuple[Cell, ...]
     errors: dict[str, str] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def run(request: Request, registry: Registry, observers: Sequence[object] = ()) 
     scored = tuple(cell for cell in found if cell.records)
     rows = tuple(score(request.suite, cell, registry) for cell in scored)
     current.observers.run_finished(RunEnd(request.suite.name, rows))
-    return Result(rows, scored, errors)
+    return Result(rows, scored, errors, current.shards)
 
 
 def train(
@@ -219,6 +224,7 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
         weights=weights.sha256 if model is None else checkpoints.state_hash(model),
         seed=request.seed,
         precision=request.mode.name,
+        sources=[source.ingredients() for source in request.sources],
     )
     folder = Store(request.out).cell(plan.key(ingredients))
     cell = replace(draft, folder=folder.path)
@@ -226,7 +232,7 @@ def _open(current: _Run, contender: Contender) -> CellSpec:
     if is_new or wanted:
         model = model or current.bench.model(cell)
         facts = _checked(current, cell, model, wanted)
-        facts["flags"] += weights.flags
+        facts["flags"] += (*weights.flags, *(["transfer"] if cell.sources else []))
         folder.write_manifest(
             {
                 **_description(current, contender, weights, ingredients),
@@ -262,6 +268,7 @@ def _spec(request: Request, contender: Contender, weights: Weights, folder: Path
         place=request.place,
         saves_all=request.saves_all,
         mode=request.mode,
+        sources=request.sources,
     )
 
 
@@ -308,7 +315,7 @@ def _not_applicable(current: _Run, cell: CellSpec, model: nn.Module) -> list[str
     """Labels of the attacks that look at routes, where the model has none."""
     attacks = cell.suite.attacks
     applicable = current.bench.applicable(attacks, model)
-    if not applicable:
+    if not applicable and not cell.sources:
         raise ModelError(
             f"{cell.contender.row}: every attack looks at routes, and the model has none; add "
             "one that does not, such as 'apgd'"

@@ -73,6 +73,10 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         "precision": cell.manifest["precision"],
         "n": len({record.sample for record in cell.records}),
     }
+    if "sources" in cell.manifest["ingredients"]:
+        row["transfer_from"] = [
+            source["name"] for source in cell.manifest["ingredients"]["sources"]
+        ]
     for name in suite.metrics:
         entry = registry.find("metrics", name)
         values: Sequence[Value] = entry.load()(evidence)

@@ -115,7 +115,13 @@ class CellFolder:
 
     def has_images(self, shard: Shard) -> bool:
         """All images of the shard were kept."""
-        return (self.path / "images" / f"{shard.name}.npz").exists()
+        return self.images(shard) is not None
+
+    def images(self, shard: Shard) -> Path | None:
+        """The file of all images of a shard, or of the whole one it is part of."""
+        names = dict.fromkeys([shard.name, f"{shard.index:05d}"])
+        paths = [self.path / "images" / f"{name}.npz" for name in names]
+        return next((path for path in paths if path.exists()), None)
 
     def log(self, event: str, **facts: Any) -> None:
         """Add a line to this process's own list of events."""

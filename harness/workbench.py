@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from harness import checkpoints, plan
 from harness.api import ShardEnd
+from harness.archive import GALLERY, packed
 from harness.building import bound_attack, build_model
 from harness.cell import Findings, Protocol, Setting, evaluate
 from harness.data import ImageData, load_images
@@ -30,6 +30,7 @@ from harness.numerics import (
 )
 from harness.plan import PRETRAINED
 from harness.prepare import prepared
+from harness.proposals import Source, proposals
 from harness.store import CellFolder, Shard
 from harness.tensors import Classifier, RoutedClassifier, Samples
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from harness.suite import AttackSpec, DataSpec, Suite
     from harness.tensors import Images
 
-GALLERY = 8
+SHOWN = 8
 """Images of each cell that are always kept, for the report."""
 
 
@@ -65,6 +66,7 @@ class CellSpec:
         place: Where images come from.
         saves_all: Keep all adversarial images, not only the gallery's.
         mode: How gradients are computed.
+        sources: Images that were made on other models, shown beside the suite's own attacks.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class CellSpec:
     place: Place
     saves_all: bool = False
     mode: Mode = FLOAT32
+    sources: tuple[Source, ...] = ()
 
 
 class Job(NamedTuple):
@@ -167,13 +170,13 @@ class Workbench:
 
     def _setting(self, cell: CellSpec) -> Setting:
         model = self.model(cell)
+        threats, loss = cell.suite.threats(), self.registry.find("objectives", "ce").load()
+        own = self.applicable(cell.suite.attacks, model)
+        shown = [proposals(source, threats, loss) for source in cell.sources]
         return Setting(
             defence=self._defence(cell, model),
-            attacks=[
-                bound_attack(attack, self.registry)
-                for attack in self.applicable(cell.suite.attacks, model)
-            ],
-            threats=cell.suite.threats(),
+            attacks=[*(bound_attack(attack, self.registry) for attack in own), *chain(*shown)],
+            threats=threats,
             protocol=Protocol(cell.suite.protocol),
             seed=cell.seed,
         )
@@ -216,20 +219,7 @@ def _fastest(model: Classifier, images: Images, *, largest: int) -> int:
 
 def _keep_images(folder: CellFolder, job: Job, samples: Samples, findings: Findings) -> None:
     if job.shard.index == 0:
-        folder.write_images("gallery", _packed(samples, findings, GALLERY))
+        folder.write_images(GALLERY, packed(samples, findings.adversarial, SHOWN))
     if job.cell.saves_all:
-        folder.write_images(job.shard.name, _packed(samples, findings, len(samples.ids)))
-
-
-def _packed(samples: Samples, findings: Findings, count: int) -> bytes:
-    """An npz of the first images: ids, labels, clean, and `attack@epsilon` for each attack."""
-    arrays: dict[str, Any] = {
-        "ids": samples.ids[:count].cpu().numpy(),
-        "labels": samples.labels[:count].cpu().numpy(),
-        "clean": samples.images[:count].cpu().numpy(),
-    }
-    for (attack, epsilon), images in findings.adversarial.items():
-        arrays[f"{attack}@{epsilon.replace('/', '_')}"] = images[:count].cpu().numpy()
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+        content = packed(samples, findings.adversarial, len(samples.ids))
+        folder.write_images(job.shard.name, content)

@@ -7,7 +7,19 @@ import warnings
 
 import typer
 
-from harness.cli import bench, doctor, fetch, ls, plan, plugins, publish, run, show, train
+from harness.cli import (
+    bench,
+    doctor,
+    fetch,
+    ls,
+    plan,
+    plugins,
+    publish,
+    run,
+    show,
+    train,
+    transfer,
+)
 from harness.cli.output import complain
 from harness.errors import HarnessError, UsageError
 
@@ -27,6 +39,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("train")(train.train)
+app.command("transfer")(transfer.transfer)
 app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)
 app.command("ls")(ls.ls)

@@ -111,6 +111,15 @@ SaveOption = Annotated[
     bool,
     typer.Option("--save-adversarial", help="Keep all adversarial images, as npz files."),
 ]
+TransferOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transfer-from",
+        help="Attack this model, or take a folder of npz files, and judge each --model on the "
+        "images; repeatable. Not for the board.",
+        metavar="MODEL|DIR",
+    ),
+]
 PluginOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="A plugin: a .py file or a module; repeatable."),

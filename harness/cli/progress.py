@@ -53,8 +53,10 @@ class TerminalProgress:
 
     @hookimpl
     def run_started(self, event: RunStart) -> None:
-        """Open the bar of the shards."""
+        """Open the bar of the shards; a command may have several runs."""
         self._total, self._workers = event.shards, event.workers
+        self._done, self._seconds = 0, 0.0
+        self._bars.start()
         if event.finished:
             self._say(f"{event.finished} shards were finished before; {event.shards} to do")
         self._tasks["shards"] = self._bars.add_task("attack", total=event.shards, told="")

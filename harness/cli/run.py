@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from harness.cli.output import complain, print_json, print_table, resumable
 from harness.registry import Registry
 from harness.suite import Suite
 
+if TYPE_CHECKING:
+    from harness.runner import Result
+
 
 def run(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
@@ -19,6 +22,7 @@ def run(
     recipe: opt.RecipeOption = "",
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
+    transfer_from: opt.TransferOption = None,
     data: opt.DataOption = None,
     cache: opt.CacheOption = None,
     offline: opt.OfflineOption = False,
@@ -44,10 +48,11 @@ def run(
     known.find("executors", executor)
     chosen = opt.suite_with(suite, attack, known)
     rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
-    from harness import runner
+    from harness import runner, transfer
     from harness.cli.progress import TerminalProgress
 
     opt.check_device(device)
+    given = transfer.origins(chosen, transfer_from, known) if transfer_from else None
     request = runner.Request(
         suite=chosen,
         contenders=rows,
@@ -64,22 +69,28 @@ def run(
         flags=opt.flags_of(chosen, attack, limit, known),
     )
     with resumable(), TerminalProgress() as progress:
-        result = runner.run(request, known, [progress])
+        result = (
+            runner.run(request, known, [progress])
+            if given is None
+            else transfer.run(request, given, known, [progress])
+        )
     for row, error in result.errors.items():
         complain(error if row in error else f"{row}: {error}")
     if as_json:
         content = {"suite": chosen.name, "protocol": chosen.protocol, "rows": list(result.rows)}
         print_json(content)
     elif result.rows:
-        _show(chosen, result.rows, known)
+        _show(chosen, result, known)
     if result.errors:
         raise typer.Exit(3 if result.rows else 1)
 
 
-def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> None:
+def _show(suite: Suite, result: Result, known: Registry) -> None:
     from harness.flags import FLAGS
     from harness.leaderboard import cells, headings
 
+    rows = result.rows
+    attacks = dict.fromkeys(record.attack for cell in result.cells for record in cell.records)
     heads = ["model", *headings(suite, known), "flags"]
     lines = [
         [
@@ -95,7 +106,7 @@ def _show(suite: Suite, rows: tuple[dict[str, Any], ...], known: Registry) -> No
         heads,
         lines,
         title=f"{suite.title} ({', '.join(boards)}): n = {n}, {suite.norm}, protocol "
-        f"{suite.protocol}, attacks {', '.join(attack.label for attack in suite.attacks)}; "
+        f"{suite.protocol}, attacks {', '.join(attacks)}; "
         "per cent with 95 % intervals",
         caption="\n".join(
             f"{flag}: {FLAGS.get(flag, flag)}"

@@ -390,6 +390,14 @@ def test_images_are_kept_by_shard(tmp_path):
     assert not cell.has_images(WHOLE)
 
 
+def test_images_of_a_whole_shard_serve_its_first_ones(tmp_path):
+    cell = CellFolder(tmp_path)
+    cell.write_images(WHOLE.name, b"content")
+
+    assert cell.images(FIRST) == tmp_path / "images" / "00000.npz"
+    assert cell.images(Shard(1, (12,))) is None
+
+
 def test_checks_are_kept_and_replaced(tmp_path):
     folder = CellFolder(tmp_path)
     before = folder.checks()
