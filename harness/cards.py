@@ -119,6 +119,8 @@ class MetricCard:
         title: Head of the column.
         by_epsilon: True where there is one value for each epsilon.
         source: Where the definition comes from.
+        from_bits: True where it follows from which images are right, clean and under each attack,
+            so that an entry proves it.
     """
 
     summary: str = ""
@@ -126,6 +128,7 @@ class MetricCard:
     title: str = ""
     by_epsilon: bool = False
     source: str = ""
+    from_bits: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ HarnessError
 ├── CheckpointError   weights are missing, altered or of another model
 ├── TrainingError     a recipe cannot go on
 ├── AttackError       an attack got or gave something that it must not
+├── EntryError        an entry of the leaderboard is not what it says
 ├── StoreError        the run folder cannot be written, or holds something altered
 └── WorkerError       a shard could not be done
 
@@ -57,6 +58,10 @@ class TrainingError(HarnessError):
 
 class AttackError(HarnessError):
     """An attack got or gave something that it must not."""
+
+
+class EntryError(HarnessError):
+    """An entry of the leaderboard is not what it says."""
 
 
 class StoreError(HarnessError):

@@ -53,6 +53,16 @@ FLAGS = {
 """What each flag means, in a sentence."""
 
 
+UNRANKED = (
+    "limited",
+    "other-attacks",
+    "transfer",
+    "partial-data",
+    "partial-training",
+    "missing-images",
+)
+"""Flags with which a row never enters the board."""
+
 BLACK_BOX = "black-box"
 ONE_STEP = "one-step"
 NOISE = "noise"

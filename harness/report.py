@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from harness.registry import Registry
+    from harness.suite import Suite
+
 _STEPS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -27,3 +30,40 @@ def cell_text(value: Mapping[str, Any]) -> str:
         if number >= size:
             return f"{number / size:.1f}{letter}"
     return f"{number:.3g}"
+
+
+def plain(text: str) -> str:
+    r"""Text that Markdown and HTML show as it stands, in one line of one cell.
+
+    >>> print(plain("a|b <script> [x](y)"))
+    a\|b &lt;script&gt; \[x\](y)
+    """
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for letter in "|[]`*":
+        escaped = escaped.replace(letter, f"\\{letter}")
+    return " ".join(escaped.split())
+
+
+def headings(suite: Suite, registry: Registry) -> list[str]:
+    """The heads of the metrics' columns; one for each epsilon where a metric has many."""
+    found = []
+    for name in suite.metrics:
+        card = registry.find("metrics", name).card
+        title = card.title or name
+        if card.by_epsilon:
+            found += [f"{title} {epsilon.text}" for epsilon in suite.epsilons]
+        else:
+            found.append(title)
+    return found
+
+
+def cells(suite: Suite, row: Mapping[str, Any]) -> list[str]:
+    """The metrics of one row as text, in the order of `headings`."""
+    found = []
+    for name in suite.metrics:
+        value = row[name.replace("-", "_")]
+        if "value" in value:
+            found.append(cell_text(value))
+        else:
+            found += [cell_text(value[epsilon.text]) for epsilon in suite.epsilons]
+    return found

@@ -68,6 +68,7 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": cell.manifest["row"],
         "recipe": cell.manifest["recipe"],
+        "seed": cell.manifest["ingredients"]["seed"],
         "protocol": cell.manifest["protocol"],
         "board": suite.board(copy_of(suite, cell.manifest)),
         "precision": cell.manifest["precision"],

@@ -9,6 +9,8 @@ import typer
 
 from harness.cli import (
     bench,
+    break_,
+    compare,
     doctor,
     fetch,
     ls,
@@ -19,6 +21,7 @@ from harness.cli import (
     show,
     train,
     transfer,
+    validate,
 )
 from harness.cli.output import complain
 from harness.errors import HarnessError, UsageError
@@ -46,6 +49,9 @@ app.command("ls")(ls.ls)
 app.command("show")(show.show)
 app.command("plugins")(plugins.plugins)
 app.command("publish")(publish.publish)
+app.command("compare")(compare.compare)
+app.command("break")(break_.break_)
+app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 

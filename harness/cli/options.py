@@ -78,6 +78,15 @@ LimitOption = Annotated[
     typer.Option("--limit", help="Use the first N images only. Not for the board.", min=1),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of training and attacks.", min=0)]
+SeedsOption = Annotated[
+    int,
+    typer.Option(
+        "--seeds",
+        help="Train and evaluate from so many seeds, --seed and those after it: for claims about "
+        "recipes.",
+        min=1,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 ExecutorOption = Annotated[
     str, typer.Option("--executor", help="Where shards are done; see 'harness ls executors'.")

@@ -18,11 +18,17 @@ def publish(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     runs: opt.RunsOption = Path("runs"),
     out: Annotated[Path, typer.Option("--out", help="Leaderboard folder.")] = Path("leaderboard"),
+    evaluator: Annotated[
+        str, typer.Option("--evaluator", help="Who measured it, as the entries shall say.")
+    ] = "",
     plugin: opt.PluginOption = None,
     no_plugin: opt.WithoutOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Write the leaderboard of a suite: a Markdown table, and an entry with its bits a row."""
+    """Write a suite's entries, one a row, and its table over all entries in the folder.
+
+    Without rows of its own in the run folder, the pages alone are written again.
+    """
     from harness import leaderboard
 
     known = opt.registry(plugin, no_plugin)
@@ -30,14 +36,15 @@ def publish(
     board = leaderboard.gather(chosen, Store(runs), known)
     for reason in board.left_out:
         complain(f"left out: {reason}", kind="warning")
-    if not board.rows:
+    if not board.rows and not (out / board.name).is_dir():
         raise StoreError(
             f"{runs}: holds no complete row of suite {chosen.name} version {chosen.version}; "
             f"run it first: harness run --suite {suite} --out {runs}"
         )
-    path = leaderboard.publish(board, out, known)
+    found = leaderboard.publish(board, out, known, evaluator=evaluator)
+    path = out / f"{board.name}.md"
     if as_json:
         print_json({"table": str(path), "rows": list(board.rows)})
         return
-    note(f"{len(board.rows)} rows")
+    note(f"{len(board.rows)} rows of {runs}; {len(found.ranked)} ranked, {len(found.below)} below")
     typer.echo(str(path))

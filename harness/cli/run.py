@@ -29,6 +29,7 @@ def run(
     labels: opt.LabelsOption = None,
     limit: opt.LimitOption = None,
     seed: opt.SeedOption = 0,
+    seeds: opt.SeedsOption = 1,
     device: opt.DeviceOption = "auto",
     executor: opt.ExecutorOption = "inline",
     workers: opt.WorkersOption = 2,
@@ -70,7 +71,7 @@ def run(
     )
     with resumable(), TerminalProgress() as progress:
         result = (
-            runner.run(request, known, [progress])
+            runner.run_seeds(request, known, [progress], count=seeds)
             if given is None
             else transfer.run(request, given, known, [progress])
         )
@@ -87,14 +88,14 @@ def run(
 
 def _show(suite: Suite, result: Result, known: Registry) -> None:
     from harness.flags import FLAGS
-    from harness.leaderboard import cells, headings
+    from harness.report import cells, headings
 
     rows = result.rows
     attacks = dict.fromkeys(record.attack for cell in result.cells for record in cell.records)
     heads = ["model", *headings(suite, known), "flags"]
     lines = [
         [
-            str(row["model"]),
+            f"{row['model']} (seed {row['seed']})" if row["seed"] else str(row["model"]),
             *(text.replace(" [", "\n[") for text in cells(suite, row)),
             "\n".join(_flags(row)) or "-",
         ]

@@ -16,7 +16,7 @@ def register_metrics(register: Register) -> None:
     register(
         "clean-accuracy",
         "harness_metrics.accuracy:clean_accuracy",
-        card=MetricCard("Share of images that the model has right.", title="clean"),
+        card=MetricCard("Share of images that the model has right.", title="clean", from_bits=True),
     )
     register(
         "robust-accuracy",
@@ -25,6 +25,7 @@ def register_metrics(register: Register) -> None:
             "Share of all images that the model has right on the clean image and under every "
             "attack.",
             title="robust",
+            from_bits=True,
             by_epsilon=True,
         ),
     )
@@ -40,6 +41,16 @@ def register_metrics(register: Register) -> None:
             "corruption error before it is divided by AlexNet's",
         ),
     )
+    register(
+        "autoattack-accuracy",
+        "harness_metrics.accuracy:accuracy_under_autoattack",
+        card=MetricCard(
+            "Share of all images that are right on the clean image and under AutoAttack alone.",
+            title="AutoAttack",
+            by_epsilon=True,
+            from_bits=True,
+        ),
+    )
     for view, told in (
         ("experts", "only the experts see the attacked image, under the clean image's routes"),
         ("router", "only the router sees the attacked image, and the experts the clean one"),
@@ -50,6 +61,7 @@ def register_metrics(register: Register) -> None:
             card=MetricCard(
                 f"Share of all images that stay right where {told}: a diagnosis.",
                 title=f"ra-{view}",
+                from_bits=True,
                 by_epsilon=True,
             ),
         )
@@ -71,6 +83,7 @@ def register_metrics(register: Register) -> None:
         card=MetricCard(
             "Share of all images that the model has wrong, clean or under any attack.",
             title="error",
+            from_bits=True,
             by_epsilon=True,
             source="google-research/vmoe: 1 - num_correct / num_images",
         ),
@@ -81,6 +94,7 @@ def register_metrics(register: Register) -> None:
         card=MetricCard(
             "Share of clean images whose first choice is one of their classes.",
             title="P@1",
+            from_bits=True,
             source="arXiv 2210.10253, section 4",
         ),
     )
@@ -91,6 +105,7 @@ def register_metrics(register: Register) -> None:
             "False discovery rate: share of images whose first choice is none of their classes, "
             "clean or under any attack.",
             title="FDR@1",
+            from_bits=True,
             by_epsilon=True,
             source="arXiv 2210.10253, section 4: 1 - precision@1",
         ),
@@ -102,6 +117,7 @@ def register_metrics(register: Register) -> None:
             "Area under robust accuracy over epsilon by the trapezoid rule, from clean accuracy "
             "at 0, divided by the largest epsilon.",
             title="AUC",
+            from_bits=True,
         ),
     )
     register(

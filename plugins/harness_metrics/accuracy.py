@@ -46,6 +46,19 @@ def mean_accuracy(evidence: Evidence) -> tuple[Value, ...]:
     )
 
 
+def accuracy_under_autoattack(evidence: Evidence) -> tuple[Value, ...]:
+    """The share of all images that withstand the attacks whose label begins with `autoattack`."""
+    records = [record for record in evidence.records if record.attack.startswith("autoattack")]
+    ran = {record.epsilon for record in records}
+    bits = robust_bits(replace(evidence, records=records))
+    return tuple(
+        share(sum(found.values()), len(found), epsilon=epsilon)
+        if epsilon in ran
+        else Value(None, epsilon=epsilon, reason="the suite runs no AutoAttack here")
+        for epsilon, found in bits.items()
+    )
+
+
 def robust_accuracy_of_experts(evidence: Evidence) -> tuple[Value, ...]:
     """The share of all images that stay right where only the experts see the attacked image.
 

@@ -100,20 +100,18 @@ def test_the_plan_knows_what_is_finished(harness, tiny):
 
 
 def test_publishing_writes_the_table_and_entries_with_bits(harness, tiny, tmp_path):
-    from harness.leaderboard import unpack
+    from harness.entries import read_entry
 
     rows = json.loads(harness("run", "--suite", tiny, "--json").out)["rows"]
 
     done = harness("publish", "--suite", tiny)
 
-    entry = json.loads((tmp_path / "leaderboard/tiny/cnn/digits.standard.json").read_text())
-    pgd, noise = entry["bits"]["pgd"]["8/255"], entry["bits"]["noise"]["8/255"]
-    robust = [a and b for a, b in zip(unpack(pgd, 20), unpack(noise, 20), strict=True)]
+    entry = read_entry(tmp_path / "leaderboard/tiny/cnn/digits.standard.json")
     assert done.code == 0, done.err
     assert "cnn/digits.standard" in (tmp_path / "leaderboard/tiny.md").read_text()
-    assert sum(robust) / 20 == rows[0]["robust_accuracy"]["8/255"]["value"]
-    assert entry["checks"]["looked"] == 20
-    assert str(tmp_path) not in json.dumps(entry)
+    assert entry.robust("8/255").mean() == rows[0]["robust_accuracy"]["8/255"]["value"]
+    assert entry.content["checks"]["looked"] == 20
+    assert str(tmp_path) not in json.dumps(entry.content)
 
 
 def test_publishing_a_limited_run_says_why_not(harness, tiny):

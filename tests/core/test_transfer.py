@@ -10,9 +10,9 @@ import pytest
 
 from harness import runner
 from harness.errors import UnknownName, UsageError
-from harness.flags import FLAGS
+from harness.flags import FLAGS, UNRANKED
 from harness.forecast import _seconds_per_image
-from harness.leaderboard import UNRANKED, gather
+from harness.leaderboard import gather
 from harness.modes import Mode
 from harness.plan import contenders
 from harness.plugins import load_plugins

@@ -1,0 +1,101 @@
+"""`harness validate`: whether a leaderboard is what its entries say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli import options as opt
+from harness.cli.output import note, print_json
+from harness.errors import UsageError
+from harness.registry import Registry
+from harness.sources import Place
+from harness.suite import Suite, find_suite
+from harness.validate import Finding, check_board, check_change, check_entry
+
+
+def validate(
+    suite: opt.SuiteOption = opt.DEFAULT_SUITE,
+    board: Annotated[Path, typer.Option("--board", help="Leaderboard folder.")] = Path(
+        "leaderboard"
+    ),
+    entry: Annotated[
+        Path | None, typer.Option("--entry", help="One entry alone.", metavar="FILE")
+    ] = None,
+    replay: Annotated[
+        int, typer.Option("--replay", help="Attack so many images of --entry again.", min=0)
+    ] = 0,
+    weights: opt.WeightsOption = "",
+    data: opt.DataOption = None,
+    cache: opt.CacheOption = None,
+    device: opt.DeviceOption = "auto",
+    runs: opt.RunsOption = Path("runs"),
+    before: Annotated[
+        Path | None,
+        typer.Option("--before", help="The leaderboard folder as it was before a change."),
+    ] = None,
+    plugin: opt.PluginOption = None,
+    no_plugin: opt.WithoutOption = None,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Check entries against their bits, their suite, their pages and what was there before."""
+    from harness.entries import read_entry
+
+    known = opt.registry(plugin, no_plugin)
+    chosen = find_suite(suite, known)
+    found = (
+        list(check_entry(read_entry(entry), chosen, known))
+        if entry
+        else _board_findings(chosen, board, known)
+    )
+    if before is not None:
+        found += _changes(chosen, board, before)
+    if replay and entry is None:
+        raise UsageError("--replay attacks the images of one entry: name it with --entry")
+    if replay and entry:
+        place = opt.place_of(data, cache, offline=False)
+        found += _replayed(entry, chosen, known, replay, weights, runs / "replay", device, place)
+    errors = [finding for finding in found if finding.is_error]
+    if as_json:
+        print_json({"suite": chosen.name, "findings": [item._asdict() for item in found]})
+    else:
+        for finding in found:
+            kind = "error" if finding.is_error else "note"
+            typer.echo(f"{kind}: {finding.where}: {finding.what}")
+        note(f"{len(errors)} errors, {len(found) - len(errors)} notes")
+    if errors:
+        raise typer.Exit(1)
+
+
+def _board_findings(suite: Suite, folder: Path, known: Registry) -> list[Finding]:
+    name = suite.board(suite.copy)
+    if not (folder / name).is_dir():
+        raise UsageError(f"{folder / name}: no such board; publish it, or name another --board")
+    return list(check_board(suite, name, folder, known))
+
+
+def _changes(suite: Suite, folder: Path, before: Path) -> list[Finding]:
+    name = suite.board(suite.copy)
+    return list(check_change(folder / name, before / name))
+
+
+def _replayed(
+    path: Path,
+    suite: Suite,
+    known: Registry,
+    count: int,
+    weights: str,
+    out: Path,
+    device: str,
+    place: Place,
+) -> list[Finding]:
+    from harness.entries import read_entry
+    from harness.replay import contender_of, replayed
+    from harness.runner import Request
+
+    entry = read_entry(path)
+    row = contender_of(entry, known, weights)
+    request = Request(suite, (row,), out, device=device, place=place)
+    return replayed(entry, request, known, count=count)

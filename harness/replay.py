@@ -1,0 +1,237 @@
+"""Entries tried again: some images attacked once more, or shown what others handed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from harness import checkpoints, hashing
+from harness.bits import Bits, pack
+from harness.entries import Entry
+from harness.errors import EntryError, UsageError
+from harness.numerics import Batches, frozen
+from harness.opening import Request, draft, start
+from harness.passes import predict
+from harness.plan import Contender
+from harness.runner import run
+from harness.tensors import Images, Samples, is_fooled
+from harness.validate import Finding
+from harness.weights import INCLUDED, obtain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from harness.registry import Registry
+
+BATCH = 128
+
+
+def contender_of(entry: Entry, registry: Registry, weights: str = "") -> Contender:
+    """The row that an entry is of, with the weights that it was measured with.
+
+    Args:
+        entry: Whose row.
+        registry: Where its model is.
+        weights: File of the weights; without it the recipe trains them, or the plugin brings them.
+    """
+    model = entry.content["model"]
+    if weights:
+        return Contender(model["name"], weights=weights, sha256=entry.content["weights"]["sha256"])
+    if model["recipe"]:
+        return Contender(model["name"], recipe=model["recipe"])
+    card = registry.find("models", model["name"]).card
+    return Contender(model["name"], weights=card.weights or INCLUDED, sha256=card.sha256)
+
+
+def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) -> list[Finding]:
+    """Attack some images of an entry again and compare what they withstand.
+
+    Which images follows from a hash of the entry, so that nobody can choose them.
+
+    Args:
+        entry: What is doubted.
+        request: Suite, run folder, device and the one contender.
+        registry: Plugins.
+        count: Images.
+    """
+    chosen = _chosen(entry, count)
+    suite = replace(request.suite, data=replace(request.suite.data, samples=chosen))
+    again = replace(request, suite=suite, seed=int(entry.content["model"]["seed"]), limit=None)
+    result = run(again, registry)
+    if result.errors or not result.cells:
+        return [Finding(entry.where, f"cannot be tried again: {'; '.join(result.errors.values())}")]
+    cell = result.cells[0]
+    told, found = entry.content["weights"]["sha256"], cell.manifest["weights"]["sha256"]
+    if told != found:
+        return [
+            Finding(
+                entry.where,
+                f"cannot be tried again: the weights here are {found[:12]}, those of the entry "
+                f"{told[:12]}; give their file with --weights",
+            )
+        ]
+    places = {sample: place for place, sample in enumerate(entry.samples)}
+    wrong: dict[tuple[str, str], int] = {}
+    for record in cell.records:
+        bits = entry.robust_alone(record.attack, record.epsilon)
+        if bool(bits[places[record.sample]]) != record.is_robust:
+            key = (record.attack, record.epsilon)
+            wrong[key] = wrong.get(key, 0) + 1
+    return [
+        Finding(entry.where, f"{attack} at {epsilon}: {number} of {len(chosen)} images differ")
+        for (attack, epsilon), number in wrong.items()
+    ]
+
+
+def _chosen(entry: Entry, count: int) -> tuple[int, ...]:
+    key = hashing.of_value(entry.content["bits"])
+    order = sorted(entry.samples, key=lambda sample: hashing.of_value([key, sample]))
+    return tuple(sorted(order[:count]))
+
+
+class Handed(NamedTuple):
+    """What somebody hands in against an entry."""
+
+    ids: tuple[int, ...]
+    images: Images
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What of it counts.
+
+    Attributes:
+        entry: With the images that it broke among its best known.
+        epsilon: Ball in which they lie.
+        broken: Images that are wrong now and were robust before.
+        known: Images that are wrong, but were so before.
+        refused: Why others do not count, by sample id.
+    """
+
+    entry: Entry
+    epsilon: str
+    broken: tuple[int, ...]
+    known: tuple[int, ...]
+    refused: Mapping[int, str]
+
+
+def read_handed(path: Path) -> Handed:
+    """The images of an npz file: `ids`, and `images` in [0, 1] as float32, one for each id.
+
+    Raises:
+        UsageError: It is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, images = file["ids"], file["images"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{path}: not an npz file with 'ids' and 'images': {error}; write it with "
+            "numpy.savez(path, ids=..., images=...)"
+        ) from error
+    if ids.ndim != 1 or images.ndim != 4 or len(ids) != len(images):  # noqa: PLR2004 - a batch
+        raise UsageError(
+            f"{path}: {ids.shape} ids and images of shape {images.shape}; give one image of "
+            "(channel, height, width) for each id"
+        )
+    listed = tuple(int(sample) for sample in ids)
+    if len(set(listed)) < len(listed):
+        raise UsageError(f"{path}: a sample id stands twice; hand in one image for each")
+    return Handed(listed, torch.from_numpy(images.astype(np.float32)), hashing.of_file(path))
+
+
+def broken(
+    entry: Entry,
+    handed: Handed,
+    request: Request,
+    registry: Registry,
+    *,
+    epsilon: str,
+    source: str,
+) -> Broken:
+    """Judge images by the rules of every attack: in the ball and in [0, 1], on the model itself.
+
+    Args:
+        entry: What they are to lower.
+        handed: The images.
+        request: Suite, run folder, device and the one contender.
+        registry: Plugins.
+        epsilon: Ball, as the suite writes it.
+        source: Who found them, and how.
+
+    Raises:
+        EntryError: The weights here are not those of the entry.
+    """
+    strangers = [sample for sample in handed.ids if sample not in set(entry.samples)]
+    if strangers:
+        raise UsageError(f"sample {strangers[0]} is not one of the entry's {entry.count} images")
+    model, samples = _loaded(entry, request, registry, handed.ids)
+    images = handed.images.to(samples.images.device)
+    if images.shape != samples.images.shape:
+        raise UsageError(
+            f"images of shape {tuple(images.shape[1:])}; the suite's are "
+            f"{tuple(samples.images.shape[1:])}"
+        )
+    threat = request.suite.threats()[epsilon]
+    allowed = images.flatten(1).isfinite().all(dim=1) & threat.contains(images, samples.images)
+    with frozen(model):
+        logits = predict(model, images, batches=Batches(BATCH))
+    fooled = is_fooled(logits, samples.labels, samples.accepted) & logits.isfinite().all(dim=1)
+    before = entry.best_known(epsilon)
+    if before is None:
+        raise EntryError(f"{entry.where}: has no bits at {epsilon}")
+    return _counted(entry, handed, epsilon, source, before, allowed.tolist(), fooled.tolist())
+
+
+def _counted(  # noqa: PLR0913 - one row of columns
+    entry: Entry,
+    handed: Handed,
+    epsilon: str,
+    source: str,
+    before: Bits,
+    allowed: list[bool],
+    fooled: list[bool],
+) -> Broken:
+    places = {sample: place for place, sample in enumerate(entry.samples)}
+    bits = np.zeros(entry.count, dtype=bool)
+    refused, known = {}, []
+    for sample, is_allowed, is_wrong in zip(handed.ids, allowed, fooled, strict=True):
+        if not is_allowed:
+            refused[sample] = "outside the ball or [0, 1], or not finite"
+        elif not is_wrong:
+            refused[sample] = "the model has it right"
+        elif not before[places[sample]]:
+            known.append(sample)
+        else:
+            bits[places[sample]] = True
+    found = tuple(sample for sample in handed.ids if bits[places[sample]])
+    addition = {"epsilon": epsilon, "broken": pack(bits), "source": source, "sha256": handed.sha256}
+    best = [*entry.content["best_known"], *([addition] if found else [])]
+    content: dict[str, Any] = {**entry.content, "best_known": best}
+    return Broken(Entry(content, entry.where), epsilon, found, tuple(known), refused)
+
+
+def _loaded(
+    entry: Entry, request: Request, registry: Registry, ids: tuple[int, ...]
+) -> tuple[nn.Module, Samples]:
+    """The model of an entry, by the hash of its weights, and some images of its suite."""
+    current = start(replace(request, seed=int(entry.content["model"]["seed"])), registry)
+    contender = request.contenders[0]
+    weights = obtain(current.trainer, contender)
+    cell = draft(current.request, contender, weights, request.out)
+    model = current.bench.model(cell)
+    found = weights.sha256 or checkpoints.state_hash(model)
+    told = entry.content["weights"]["sha256"]
+    if found != told:
+        raise EntryError(
+            f"{entry.where}: the weights here are {found[:12]}, those of the entry {told[:12]}; "
+            "give their file with --weights"
+        )
+    return model, current.bench.samples(cell, ids)
