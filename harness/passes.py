@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -168,7 +168,16 @@ class LossObjective:
         return replace(self, context=self.context._replace(targets=targets))
 
     def through(self, view: View) -> LossObjective:
-        """The same objective in another view."""
+        """The same objective in another view.
+
+        Raises:
+            AttackError: The verdict of its own view is another one's.
+        """
+        if self.view.name in DIAGNOSTIC and view.name != self.view.name:
+            raise AttackError(
+                f"the attack looks at the model in view {view.name!r}, but is judged in view "
+                f"{self.view.name!r}; take one that has no views of its own, such as 'apgd'"
+            )
         return replace(self, view=fitting(view, self.model))
 
     def averaged(self, draws: int) -> LossObjective:
@@ -194,24 +203,28 @@ class LossObjective:
 
     def _mean(self, images: Images, context: Context) -> tuple[Tensor, ...]:
         """The score of one batch: the mean of the draws."""
-        model = self._climbed.model
-        passes = [
-            _outcome(model, images, self.view, context, loss=self.loss) for _ in range(self.draws)
-        ]
-        logits, loss = (torch.stack(part).mean(dim=0) for part in zip(*passes, strict=True))
-        seen = logits.detach()
-        labels, accepted = context.labels, context.accepted
-        return seen, loss, margin(seen, labels, accepted), is_fooled(seen, labels, accepted)
+        passes = [self._pass(images, context) for _ in range(self.draws)]
+        logits, loss = _averaged(passes)
+        return _scored(logits, loss, context)
 
     def _ascent(self, images: Images, context: Context) -> tuple[Tensor, ...]:
-        """The score and the gradient of one batch."""
+        """The score and the gradient of one batch; each draw is let go before the next."""
         images.requires_grad_()
-        logits, loss, gap, fooled = self._mean(images, context)
-        return logits, loss, gap, fooled, _input_gradient(loss, images)
+        passes = []
+        for _ in range(self.draws):
+            logits, loss = self._pass(images, context)
+            gradient = input_gradient(loss, images)
+            passes.append((logits.detach(), loss.detach(), gradient))
+        logits, loss, gradient = _averaged(passes)
+        return *_scored(logits, loss, context), gradient
+
+    def _pass(self, images: Images, context: Context) -> tuple[Logits, Tensor]:
+        return _outcome(self._climbed.model, images, self.view, context, loss=self.loss)
 
     def _judged(self, candidates: Images, score: Score, *, backwards: int) -> Score:
         """The score, with the verdict of the model itself where something else was climbed."""
-        self.ledger.count(self.index, forwards=self.draws, backwards=backwards * self.draws)
+        passes = self.draws * self.view.passes
+        self.ledger.count(self.index, forwards=passes, backwards=backwards * passes)
         if self.is_noted:
             self.ledger.note(self.index, score.loss)
         if self.view.is_surrogate:
@@ -231,7 +244,7 @@ class LossObjective:
             context=context,
             draws=self.draws,
         )
-        self.ledger.count(self.index[asked], forwards=self.draws)
+        self.ledger.count(self.index[asked], forwards=passes)
         labels, accepted = context.labels, context.accepted
         gap = score.margin.index_copy(0, asked, margin(logits, labels, accepted))
         fooled = score.fooled.index_copy(0, asked, is_fooled(logits, labels, accepted))
@@ -314,7 +327,9 @@ def seen(
     """
     if not isinstance(model, RoutedClassifier):
         if view.name != "full":
-            raise AttackError(f"view {view.name!r} looks at routes, and the model has none")
+            raise AttackError(
+                f"view {view.name!r} looks at routes, and the model has none; take view 'full'"
+            )
         logits = model(images)
         return Routed(logits, (), logits.new_zeros(len(logits)))
     if view.name in ("full", "detached", "relaxed"):
@@ -332,6 +347,14 @@ def seen(
     return model.routed(images, routes=routes)
 
 
+def input_gradient(loss: Tensor, images: Images) -> Images:
+    """The gradient of the summed loss, or zeros where the model lets none through."""
+    if not loss.requires_grad:
+        return torch.zeros_like(images)
+    (gradient,) = torch.autograd.grad(loss.sum(), images, allow_unused=True)
+    return torch.zeros_like(images) if gradient is None else gradient
+
+
 def fitting(view: View, model: Classifier) -> View:
     """The view as the model can be seen in it: a dense one has nothing to detach, mix or force."""
     if isinstance(model, RoutedClassifier) or view.name in DIAGNOSTIC:
@@ -344,7 +367,7 @@ def router_is_hard(model: RoutedClassifier, images: Images) -> bool:
     with torch.enable_grad():
         attacked = images.detach().clone().requires_grad_()
         logits = model.routed(images.detach(), routes=model.routed(attacked).routes).logits
-        return not bool(_input_gradient(logits.square().sum(dim=1), attacked).any())
+        return not bool(input_gradient(logits.square().sum(dim=1), attacked).any())
 
 
 def _outcome(
@@ -367,6 +390,16 @@ def _outcome(
     return logits, loss(outcome)
 
 
+def _averaged(passes: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    return [torch.stack(part).mean(dim=0) for part in zip(*passes, strict=True)]
+
+
+def _scored(logits: Logits, loss: Tensor, context: Context) -> tuple[Tensor, ...]:
+    labels, accepted = context.labels, context.accepted
+    gap, fooled = margin(logits, labels, accepted), is_fooled(logits, labels, accepted)
+    return logits, loss, gap, fooled
+
+
 def _joined(parts: list[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -382,11 +415,3 @@ def _joined_routing(parts: tuple[Routing, ...]) -> Routing:
         torch.cat([part.experts for part in parts]),
         torch.cat([part.kept for part in parts]),
     )
-
-
-def _input_gradient(loss: Tensor, images: Images) -> Images:
-    """The gradient of the summed loss, or zeros where the model lets none through."""
-    if not loss.requires_grad:
-        return torch.zeros_like(images)
-    (gradient,) = torch.autograd.grad(loss.sum(), images, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient

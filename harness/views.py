@@ -48,6 +48,11 @@ class View:
         """Its logits are not those of its judge, who must be asked again."""
         return self.is_mixed or self.name in ("relaxed", "forced")
 
+    @property
+    def passes(self) -> int:
+        """Passes through the model for one look: the router's view asks for routes first."""
+        return 2 if self.name == "router" else 1
+
 
 DIAGNOSTIC = ("experts", "router")
 """Views with a verdict of their own, which says where a model is weak and never ranks it."""
