@@ -10,11 +10,12 @@ from contextlib import suppress
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from harness.errors import UsageError
 from harness.modes import Mode
 from harness.numerics import frozen
-from harness.passes import Surrogate, seen
+from harness.passes import Surrogate, input_gradient, seen
 from harness.tensors import Classifier, Images, Logits, RoutedClassifier
 
 LOGITS_AGREE = 1e-3
@@ -40,7 +41,7 @@ def prepared(model: Classifier, images: Images, mode: Mode) -> Surrogate | None:
     with frozen(model):
         climbed = folded(model, images)
         if mode.is_compiled:
-            climbed = _compiled(climbed if climbed is not model else _twin(model))
+            climbed = _compiled(climbed if climbed is not model else _own_twin(model))
         if mode.is_captured:
             climbed = _captured(climbed, images)
     if climbed is model and mode.numbers == "float32":
@@ -70,6 +71,17 @@ def _twin(model: nn.Module) -> nn.Module:
     """A copy whose parameters and buffers are the model's own."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def _own_twin(model: nn.Module) -> nn.Module:
+    """A copy of a model that is to be changed."""
+    try:
+        return _twin(model)
+    except Exception as error:  # a module of a plugin may raise anything
+        raise UsageError(
+            f"--compile needs a copy of the model, and copying it raised {type(error).__name__}: "
+            f"{error}; leave it out here"
+        ) from error
 
 
 class _Tracer(fx.Tracer):
@@ -108,12 +120,14 @@ def _fold(model: nn.Module, first: str, second: str) -> bool:
     convolution, norm = model.get_submodule(first), model.get_submodule(second)
     if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
         return False
-    if norm.running_mean is None or _has_hooks(convolution) or _has_hooks(norm):
+    if norm.running_mean is None or _is_special(convolution) or _is_special(norm):
         return False
     rest = _activation(norm)
     fused = fuse_conv_bn_eval(convolution, norm).requires_grad_(False)  # noqa: FBT003
     fused = fused.to(memory_format=torch.channels_last)
-    sample = torch.rand(2, convolution.in_channels, 9, 9, device=convolution.weight.device)
+    own = torch.Generator().manual_seed(0)
+    sample = torch.rand(2, convolution.in_channels, 9, 9, generator=own)
+    sample = sample.to(convolution.weight.device)
     with suppress(RuntimeError), torch.no_grad():
         expected, found = norm(convolution(sample)), rest(fused(sample))
         if torch.allclose(expected, found, atol=LOGITS_AGREE, rtol=LOGITS_AGREE):
@@ -128,8 +142,11 @@ def _activation(norm: nn.Module) -> nn.Module:
     return nn.Sequential(*norm.children()).eval() if list(norm.children()) else nn.Identity()
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - no other way
+def _is_special(module: nn.Module) -> bool:
+    """Does more, or otherwise, than its class and its parameters say."""
+    forward = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - no other way
+    backward = module._backward_hooks or module._backward_pre_hooks  # noqa: SLF001
+    return bool(forward or backward) or is_parametrized(module) or module.training
 
 
 def _agree(model: Classifier, twin: Classifier, images: Images) -> bool:
@@ -148,7 +165,7 @@ def _ascent(model: Classifier, images: Images) -> tuple[Logits, Images]:
     points = images.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = seen(model, points).logits
-        (gradient,) = torch.autograd.grad((logits.amax(1) - logits.mean(1)).sum(), points)
+        gradient = input_gradient(logits.amax(1) - logits.mean(1), points)
     return logits.detach(), gradient
 
 
@@ -172,7 +189,7 @@ def _captured(model: nn.Module, images: Images) -> nn.Module:
 
 
 class Captured(nn.Module):
-    """A model whose passes are replayed as CUDA graphs, one for each size of a batch.
+    """A model whose passes are replayed as CUDA graphs, one for each size of a batch and numbers.
 
     Args:
         model: Frozen, in evaluation mode, on a CUDA device.
@@ -181,18 +198,19 @@ class Captured(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._graphs: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
+        self._graphs: dict[tuple[object, ...], Callable[[Tensor], Tensor]] = {}
 
     def forward(self, images: Images) -> Logits:
         """The logits; passes without gradient go through the model as it is."""
         if not images.requires_grad:
             return self.model(images)  # type: ignore[no-any-return]
-        size = tuple(images.shape)
-        if size not in self._graphs:
-            sample = torch.rand_like(images).requires_grad_()
+        numbers = torch.is_autocast_enabled("cuda"), torch.backends.cuda.matmul.fp32_precision
+        key = (*images.shape, *numbers)  # a graph replays the numbers that it was captured in
+        if key not in self._graphs:
+            sample = images.detach().clone().requires_grad_()
             graphed = torch.cuda.make_graphed_callables(self._plain, (sample,))
-            self._graphs[size] = graphed  # type: ignore[assignment]
-        return self._graphs[size](images).clone()
+            self._graphs[key] = graphed  # type: ignore[assignment]
+        return self._graphs[key](images).clone()
 
     def _plain(self, images: Images) -> Logits:
         return self.model(images)  # type: ignore[no-any-return]
