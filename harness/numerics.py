@@ -85,7 +85,7 @@ def _images_a_second(run: Callable[[int], object], size: int) -> float:
             run(size)
             fastest = min(fastest, time.perf_counter() - start)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error) or size == ROW_GROUP:
+        if not is_out_of_memory(error) or size == ROW_GROUP:
             raise
         return 0.0
     return size / fastest
@@ -119,7 +119,7 @@ class Batches:
             try:
                 found.append(run(self.padded(rows), len(rows)))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or self.size <= ROW_GROUP:
+                if not is_out_of_memory(error) or self.size <= ROW_GROUP:
                     raise
                 self.size = max(ROW_GROUP, self.size // 2)
                 continue
@@ -134,15 +134,18 @@ class Batches:
         return torch.cat([rows, rows[-1:].expand(wanted - len(rows))])
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the device, or of the CPU, whose allocator raises a plain RuntimeError."""
+    is_known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_known or "can't allocate memory" in str(error)
 
 
 @contextmanager
 def in_numbers(numbers: Numbers, device: torch.device) -> Iterator[None]:
     """Passes in other numbers than exact float32, for gradients alone."""
     if numbers == "bfloat16-gradients":
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        # frozen parameters are never cached, and CUDA graphs refuse the cache
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
             yield
         return
     if numbers == "tf32":
