@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError, WorkerError
-from harness.numerics import Batches
+from harness.numerics import Batches, is_out_of_memory
 from harness.passes import Context, Ledger, LossObjective, Surrogate, predict
 from harness.tensors import (
     Attack,
@@ -79,7 +79,7 @@ def attempt(  # noqa: PLR0913 - one attack on some images
     seed: int,
     ledger: Ledger,
 ) -> Verdict:
-    """Let an attack propose, and judge it; what survives other numbers is attacked in float32."""
+    """Let an attack propose, and judge it; what other numbers leave is attacked in float32."""
     asked = _Asked(defence, attack, threat, seed, defence.surrogate)
     verdict = _judged(asked, batch, context, ledger)
     surrogate = defence.surrogate
@@ -88,7 +88,8 @@ def attempt(  # noqa: PLR0913 - one attack on some images
     left = (~_is_done(verdict, batch)).nonzero()[:, 0]
     if len(left) == 0:
         return verdict
-    again = replace(asked, surrogate=Surrogate(surrogate.model))
+    exact = None if surrogate.model is defence.model else Surrogate(surrogate.model)
+    again = replace(asked, surrogate=exact)
     spent = Ledger(len(left), batch.images.device)
     second = _judged(again, batch.rows(left), context.rows(left), spent)
     ledger.add(left, spent)
@@ -103,10 +104,10 @@ def attempt(  # noqa: PLR0913 - one attack on some images
 
 
 def _is_done(verdict: Verdict, batch: Samples) -> Mask:
-    """Which images are fooled, or were refused: neither is attacked again."""
+    """Which images are fooled; what was refused may come of the other numbers."""
     refused = torch.tensor([bool(reason) for reason in verdict.reasons])
     fooled = is_fooled(verdict.logits, batch.labels, batch.accepted)
-    return fooled | refused.to(fooled.device)
+    return fooled & ~refused.to(fooled.device)
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,14 @@ def _called(asked: _Asked, batch: Samples, context: Context, ledger: Ledger, row
         proposed = attack.run(
             objective, images.clone(), labels, asked.threat, noise=noise, **attack.parameters
         )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise WorkerError(
-            f"{attack.label}: out of memory with {defence.batches.size} images at once; take a "
-            "smaller shard_size, or a device with more memory"
-        ) from error
     except HarnessError:  # it was asked for something that cannot be, for any image
         raise
     except Exception as error:  # an attack of a plugin may raise anything; the run goes on
+        if is_out_of_memory(error):
+            raise WorkerError(
+                f"{attack.label}: out of memory with {defence.batches.size} images at once; take "
+                "a smaller shard_size, or a device with more memory"
+            ) from error
         raise _Refused(f"{type(error).__name__}: {error}") from error
     if not isinstance(proposed, Tensor):
         raise _Refused(f"returned {type(proposed).__name__}, not images")
