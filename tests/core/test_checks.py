@@ -150,3 +150,13 @@ def test_a_model_that_refuses_gradients_is_named(evaluated):
 
     with pytest.raises(HarnessError, match="ValueError: no gradients here; see that the model"):
         evaluated(Digits(refuse))
+
+
+def test_a_model_without_gradient_is_evaluated_and_flagged(evaluated):
+    class Cut(Digits):
+        def forward(self, images):
+            return super().forward(images).detach()
+
+    flags, _ = evaluated(Cut())
+
+    assert "zero-gradient" in flags
