@@ -104,7 +104,8 @@ def evaluate(setting: Setting, samples: Samples) -> Findings:
 @contextmanager
 def _seeded(seed: int, samples: Samples) -> Iterator[None]:
     """The random numbers of a model that draws its own depend on the shard alone."""
-    with torch.random.fork_rng():
+    device = samples.images.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(noise_key(seed, "model", str(samples.ids.tolist())) // 2)
         yield
 
@@ -246,7 +247,7 @@ def _with_full_view(
     gaps = margin(logits, batch.labels, batch.accepted).tolist()
     fooled = is_fooled(logits, batch.labels, batch.accepted).tolist()
     return [
-        {**measure, "full_margin": gap, "full_fooled": float(was_fooled)}
+        {**measure, **_finite_ones({"full_margin": gap, "full_fooled": float(was_fooled)})}
         for measure, gap, was_fooled in zip(measures, gaps, fooled, strict=True)
     ]
 
@@ -257,9 +258,13 @@ def _measured(defence: Defence, observed: Observation) -> list[dict[str, float]]
     for probe in defence.probes:
         for name, values in probe(observed).items():
             for measure, value in zip(measures, values.tolist(), strict=True):
-                if -float("inf") < value < float("inf"):  # JSON holds no others
-                    measure[name] = value
+                measure.update(_finite_ones({name: value}))
     return measures
+
+
+def _finite_ones(measure: dict[str, float]) -> dict[str, float]:
+    """Those of some numbers that JSON can hold."""
+    return {name: value for name, value in measure.items() if _finite(value) is not None}
 
 
 def _described(

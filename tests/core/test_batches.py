@@ -155,7 +155,7 @@ def test_what_is_compiled_or_captured_comes_in_few_sizes(mode, is_bucketed):
 
 
 def test_a_precision_that_is_not_known_is_refused_with_the_nearest_name():
-    with pytest.raises(UsageError, match="did you mean .*'bfloat16-gradients'"):
+    with pytest.raises(UsageError, match=r"did you mean .*'bfloat16-gradients'"):
         Mode("bfloat16")
 
 
