@@ -180,11 +180,14 @@ def steered(  # noqa: PLR0913 - the parameters of the algorithm
     ranks = _reachable(objective, experts)
     check_start(start, images, ranks)
     adversarial = images.clone()
+    done = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     live = torch.arange(len(images), device=images.device)
     for rank in range(ranks):
         points = _begin(rank, images, threat, noise, init, start)[live]
         found, fooled = _climbed(objective.rows(live), images[live], points, threat, rank, steps)
-        adversarial[live] = found
+        shown = fooled | ~done[live]
+        adversarial[live[shown]] = found[shown]
+        done[live] = done[live] | fooled
         live = live if stop == "never" else live[~fooled]
         if len(live) == 0:
             break
@@ -210,8 +213,9 @@ def _climbed(
         live, points, gradient = live[fighting], points[fighting], gradient[fighting]
         if len(live) == 0:
             break
-        length = threat.epsilon * (1 - step / steps)
-        points = threat.project(points + length * threat.steepest(gradient), images[live])
+        if step < steps:
+            length = threat.epsilon * (1 - step / steps)
+            points = threat.project(points + length * threat.steepest(gradient), images[live])
     return adversarial, fooled
 
 
@@ -257,8 +261,10 @@ def _reachable(objective: Objective, experts: int) -> int:
     """Ranks of experts to try.
 
     Raises:
-        AttackError: The model is dense.
+        AttackError: The model is dense, or there are none to try.
     """
+    if experts < 1:
+        raise AttackError(f"experts must be at least 1, got {experts}")
     if not objective.num_experts:
         raise AttackError("this attack forces experts, and the model has none; take 'apgd'")
     return min(experts, max(objective.num_experts))
