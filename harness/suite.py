@@ -337,13 +337,17 @@ def check_objectives(suite: Suite, where: str, registry: Registry) -> None:
     Raises:
         SuiteError: Names the attack and other objectives.
     """
+    if suite.data.labels != "sets":
+        return
     for attack in suite.attacks:
-        card = registry.find("objectives", attack.objective).card
-        if suite.data.labels == "sets" and card.one_label:
-            raise SuiteError(
-                f"{where}: attack {attack.label!r}: objective {attack.objective!r} has no meaning "
-                "for images with several correct classes; take 'ce', 'margin' or 'sigmoid-ce'"
-            )
+        members = members_of(registry.find("attacks", attack.name), attack.parameters)
+        for spec in (attack, *(member_spec(member, registry) for member in members)):
+            if registry.find("objectives", spec.objective).card.one_label:
+                raise SuiteError(
+                    f"{where}: attack {attack.label!r}: objective {spec.objective!r} has no "
+                    "meaning for images with several correct classes; take 'ce', 'margin' or "
+                    "'sigmoid-ce'"
+                )
 
 
 def _check_name(name: str, where: str) -> None:
@@ -429,12 +433,14 @@ def members_of(entry: Entry, parameters: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(parameters[entry.card.members]) if entry.card.members else ()
 
 
-def member_spec(member: str, registry: Registry) -> AttackSpec:
+def member_spec(member: object, registry: Registry) -> AttackSpec:
     """The attack that `name` or `name:objective` means among the members of another.
 
     Raises:
         SuiteError: It is not known, calls others itself, or has a verdict of its own.
     """
+    if not isinstance(member, str):
+        raise SuiteError(f"attacks: {member!r} is no name; write each as 'apgd' or 'apgd:dlr'")
     name, _, objective = member.partition(":")
     spec = attack_spec(name, objective, registry, where="attacks")
     if registry.find("attacks", name).card.members:
@@ -447,7 +453,7 @@ def member_spec(member: str, registry: Registry) -> AttackSpec:
     return spec
 
 
-def _checked_member(member: str, table: Table, registry: Registry) -> None:
+def _checked_member(member: object, table: Table, registry: Registry) -> None:
     try:
         member_spec(member, registry)
     except HarnessError as error:
