@@ -89,7 +89,7 @@ def fab(  # noqa: PLR0913 - the parameters of the algorithm
     for walk, (place, restart) in enumerate(product(range(order.shape[1]), range(restarts))):
         drawn = objective.under(target_gap).toward(order[:, place])
         if start is not None:
-            points = start[walk][live]
+            points = start[walk][live].clamp(0, 1)
         elif restart == 0 and init == "clean":
             points = images[live]
         else:

@@ -12,6 +12,7 @@ from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Logits, Noise, Objective
 from harness_attacks.apgd import climbed
 from harness_attacks.objectives import targeted_logits_ratio
+from harness_attacks.settings import check_start
 
 
 def apgd_targeted(  # noqa: PLR0913 - the parameters of the algorithm
@@ -47,13 +48,15 @@ def apgd_targeted(  # noqa: PLR0913 - the parameters of the algorithm
         stop: "first" lets fooled images leave, "never" draws all of them to all targets.
 
     Raises:
-        AttackError: The model knows fewer than 4 classes.
+        AttackError: The model knows fewer than 4 classes, a word is not known, or the points of
+            `start` do not fit.
     """
     adversarial = images.clone()
     highest = images.new_full((len(images),), -torch.inf)
     live = torch.arange(len(images), device=images.device)
-    order = likeliest_others(objective.score(images).logits, labels)
-    for place in range(min(targets, order.shape[1])):
+    order = likeliest_others(objective.score(images).logits, labels)[:, :targets]
+    check_start(start, images, order.shape[1])
+    for place in range(order.shape[1]):
         bound = objective.rows(live).under(targeted_logits_ratio).toward(order[live, place])
         found = climbed(
             bound,
