@@ -113,5 +113,5 @@ def test_few_classes_are_attacked_too(num_classes):
 
 
 def test_an_unknown_version_names_those_that_exist(network, samples):
-    with pytest.raises(AttackError, match="known are standard, plus"):
+    with pytest.raises(AttackError, match="write 'standard' or 'plus' or 'rand'"):
         attacked(autoattack, network, samples, version="stadnard")
