@@ -383,11 +383,16 @@ def _outcome(
         context.accepted,
         context.targets,
         context.clean_logits,
-        found.routes,
+        tuple(_in_float32(routing) for routing in found.routes),
         context.clean_routes,
         found.auxiliary_loss.float().repeat_interleave(len(logits) // groups),
     )
-    return logits, loss(outcome)
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits, loss(outcome)
+
+
+def _in_float32(routing: Routing) -> Routing:
+    return replace(routing, gate_logits=routing.gate_logits.float(), gates=routing.gates.float())
 
 
 def _averaged(passes: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

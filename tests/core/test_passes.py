@@ -166,6 +166,24 @@ def test_a_prediction_is_the_mean_of_its_draws():
     assert torch.allclose(logits, LinearModel()(SAMPLES.images))
 
 
+def test_losses_are_taken_in_float32_whatever_the_pass_was_in():
+    seen = []
+
+    def loss(outcome):
+        seen.append((outcome.routes[0].gate_logits.dtype, outcome.routes[0].gates.dtype))
+        return outcome.routes[0].gate_logits @ torch.ones(4) @ torch.ones(1)
+
+    model = ToyMoE(2, (3, 8, 8)).eval()
+    context = clean_pass(model, SAMPLES, batches=Batches(8))
+    mixed = Surrogate(model, "bfloat16-gradients")
+    bound = objective(model, context=context, surrogate=mixed).under(loss)
+
+    score, gradient = bound.gradient(SAMPLES.images)
+
+    assert seen == [(torch.float32, torch.float32)]
+    assert {score.loss.dtype, score.logits.dtype, gradient.dtype} == {torch.float32}
+
+
 def test_another_loss_is_not_noted_in_the_ledger():
     bound = objective(LinearModel())
 
