@@ -20,11 +20,13 @@ from harness.tensors import Classifier, Images, Logits, RoutedClassifier
 
 LOGITS_AGREE = 1e-3
 """Largest difference of logits, as a share of their largest size."""
-COMPILATIONS = 32
-"""Most compilations of a forward pass: beyond torch's default of 8 it would give up silently."""
 GRADIENTS_AGREE = 0.05
 """Largest difference of an image's gradient, as a share of its length: where rounding moves a
 ReLU across its kink, single pixels differ."""
+
+GRAPHS = 128
+"""Most graphs of one compiled model: for each size of a batch, view and numbers, with gradient and
+without."""
 
 
 def prepared(model: Classifier, images: Images, mode: Mode) -> Surrogate | None:
@@ -172,7 +174,7 @@ def _ascent(model: Classifier, images: Images) -> tuple[Logits, Images]:
 def _compiled(twin: nn.Module) -> nn.Module:
     """The copy with its forward pass compiled, once for each size of a batch and each mode."""
     torch.compiler.reset()  # of the model before this one
-    torch._dynamo.config.recompile_limit = COMPILATIONS  # noqa: SLF001 - its only name
+    torch.compiler.config.recompile_limit = GRAPHS  # beyond it, passes run as they are
     if isinstance(twin, RoutedClassifier):
         twin.routed = torch.compile(twin.routed, dynamic=False)  # type: ignore[method-assign]
         return twin
