@@ -23,6 +23,7 @@ from harness.tensors import (
     Logits,
     Noise,
     Routed,
+    RoutedClassifier,
     Samples,
     is_fooled,
     noise_key,
@@ -201,7 +202,8 @@ def check_model(
 
     Built twice from one seed it is the same; in evaluation mode it gives finite logits of the
     right shape, the same for an image alone and in a batch, with a gradient at the image; its
-    state survives a round trip.
+    state survives a round trip. A routed model gives the same logits when its own routes are
+    replayed or its router is detached, and gates that sum to 1.
 
     Args:
         registry: Where the name is looked up.
@@ -260,6 +262,44 @@ def _check_passes(model: nn.Module, twin: nn.Module, images: Images, name: str) 
     assert (gradient.flatten(1).abs().amax(dim=1) > 0).all(), (
         f"{name}: the loss has no gradient at the images; do not detach, round or use no_grad"
     )
+    if isinstance(model, RoutedClassifier):
+        _check_routed(model, images, model(images), name)
+
+
+@torch.no_grad()
+def _check_routed(model: RoutedClassifier, images: Images, logits: Logits, name: str) -> None:
+    """Attacks and verdicts ask `routed`; whoever uses the model calls it."""
+    routed = model.routed(images)
+    _check_routes(routed, len(images), name)
+    found = {
+        "routed(images)": routed,
+        "routed(images, routes=its own)": model.routed(images, routes=routed.routes),
+        "routed(images, detach_router=True)": model.routed(images, detach_router=True),
+    }
+    for call, (others, _, _) in found.items():
+        assert torch.allclose(logits, others, atol=1e-4, rtol=1e-4), (
+            f"{name}: {call} gives other logits than the model called by itself"
+        )
+    assert model.routed(images, relaxed=True).logits.isfinite().all(), (
+        f"{name}: routed(images, relaxed=True) gives NaN or infinite logits"
+    )
+
+
+def _check_routes(routed: Routed, count: int, name: str) -> None:
+    assert count % len(routed.auxiliary_loss) == 0, (
+        f"{name}: auxiliary_loss must be one number for each image, or for each group"
+    )
+    for layer, routing in enumerate(routed.routes):
+        batch, tokens, _ = routing.gate_logits.shape
+        assert (batch, routing.gates.shape) == (count, routing.gate_logits.shape), (
+            f"{name}: layer {layer}: gate_logits and gates must be (batch, token, expert)"
+        )
+        assert torch.allclose(routing.gates.sum(dim=2), routing.gates.new_ones(batch, tokens)), (
+            f"{name}: layer {layer}: the gates of a token must sum to 1"
+        )
+        assert routing.experts.shape == routing.kept.shape, (
+            f"{name}: layer {layer}: experts and kept must be (batch, token, k)"
+        )
 
 
 def _check_on_meta(build: Any, num_classes: int, shape: tuple[int, int, int], name: str) -> None:
