@@ -70,9 +70,16 @@ def folded(model: Classifier, images: Images) -> Classifier:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are the model's own."""
+    """A copy whose parameters and buffers are the model's own.
+
+    Raises:
+        TypeError: Some module copies itself as itself: changing the copy would change the model.
+    """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    twin = copy.deepcopy(model, shared)
+    if not set(model.modules()).isdisjoint(twin.modules()):
+        raise TypeError("a module's copy is the module itself")
+    return twin
 
 
 def _own_twin(model: nn.Module) -> nn.Module:

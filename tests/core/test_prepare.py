@@ -210,6 +210,20 @@ class Uncopied(nn.Sequential):
         raise TypeError("a lock cannot be copied")
 
 
+def test_a_module_whose_copy_is_itself_is_left_alone():
+    class Single(nn.Conv2d):
+        def __deepcopy__(self, memo):
+            return self
+
+    model = shaken(Net(chain))
+    model.conv = Single(3, 6, 3, padding=1)
+    before = model.conv
+
+    assert folded(model, images()) is model
+    assert norms(model) == ["norm", "other"]
+    assert model.conv is before
+
+
 def uncopied():
     return shaken(Uncopied(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten()))
 
