@@ -423,6 +423,10 @@ def _attack(table: Table, registry: Registry) -> AttackSpec:
         parameters = entry.settle(table.content, table.where)
     except HarnessError as error:
         raise SuiteError(str(error)) from error
+    if entry.card.members and view != "full":
+        raise SuiteError(
+            f"{table.where}: attack {name!r} calls others, each in its own view; leave 'view' out"
+        )
     for member in members_of(entry, parameters):
         _checked_member(member, table, registry)
     return AttackSpec(name, label, objective, parameters, epsilons, view)

@@ -164,6 +164,13 @@ def test_members_that_cannot_be_are_refused_with_the_suite(tiny, registry, membe
         read_suite(with_row(tiny, members), registry)
 
 
+def test_a_row_has_no_view_of_its_own(tiny, registry):
+    with_row(tiny, '["apgd"]\nview = "router"')
+
+    with pytest.raises(SuiteError, match="each in its own view; leave 'view' out"):
+        read_suite(tiny, registry)
+
+
 def test_members_are_refused_for_several_correct_classes_as_attacks_are(tiny, registry):
     with_row(tiny, '["apgd:dlr"]')
     tiny.write_text(tiny.read_text().replace("[data]", '[data]\nlabels = "sets"', 1))
