@@ -36,8 +36,12 @@ FREE = frozenset({
     _aten.empty, _aten.empty_like, _aten.new_empty, _aten.new_zeros, _aten.new_ones,
     _aten.zeros, _aten.zeros_like, _aten.ones, _aten.ones_like, _aten.full, _aten.full_like,
     _aten.arange, _aten.scalar_tensor, _aten.fill_, _aten.zero_, _aten.masked_fill,
-    _aten.masked_fill_, _aten.tril, _aten.triu, _aten.repeat, _aten.item,
-    _aten._local_scalar_dense, _aten._unsafe_view, _aten.native_dropout, _aten.bernoulli_,
+    _aten.masked_fill_, _aten.tril, _aten.triu, _aten.repeat, _aten.item, _aten.eye,
+    _aten.new_full, _aten._local_scalar_dense, _aten._unsafe_view,
+    # random numbers
+    _aten.native_dropout, _aten.bernoulli, _aten.bernoulli_, _aten.rand, _aten.rand_like,
+    _aten.randn, _aten.randn_like, _aten.randint, _aten.randperm, _aten.uniform_, _aten.normal_,
+    _aten.multinomial,
 })  # fmt: skip
 """Operators that count as 0, as in the field's figures; products and convolutions never do."""
 

@@ -50,3 +50,12 @@ class Unusual(nn.Module):
 def test_an_operator_without_a_formula_is_refused_with_the_remedy():
     with pytest.raises(ModelError, match="register_flop_formula"):
         count_flops(Unusual(), (3, 4, 4), "unusual")
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, torch.rand_like, torch.bernoulli])
+def test_drawing_random_numbers_counts_as_nothing(draw):
+    class Noisy(nn.Module):
+        def forward(self, images):
+            return images + draw(images)
+
+    assert count_flops(Noisy(), (3, 4, 4), "noisy") == 0
