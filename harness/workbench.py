@@ -183,19 +183,23 @@ class Workbench:
         )
 
     def _defence(self, cell: CellSpec, model: Classifier) -> Defence:
-        """The model with its cheaper copy, and as many images at once as are fast."""
+        """The model with its cheaper copy, and as many images at once as are fast.
+
+        Where results depend on who is passed together, the shard alone decides, not a clock.
+        """
+        card = self.registry.find("models", cell.contender.model).card
         usable = self.data(cell.suite.data, cell.suite.data.split, cell.place).usable()
         images = self.samples(cell, usable[:ROW_GROUP]).images
         surrogate = prepared(model, images, cell.mode)
-        size = cell.batch_size or _fastest(
-            surrogate.model if surrogate else model, images, largest=cell.suite.shard_size
-        )
+        size = cell.batch_size or cell.suite.shard_size
+        if not (cell.batch_size or card.batch_coupled or card.draws > 1):
+            size = _fastest(surrogate.model if surrogate else model, images, largest=size)
         return Defence(
             model=model,
             batches=Batches(size, is_bucketed=cell.mode.is_bucketed),
             probes=[self.registry.find("probes", name).load() for name in cell.suite.probes],
             surrogate=surrogate,
-            draws=self.registry.find("models", cell.contender.model).card.draws,
+            draws=card.draws,
         )
 
     def applicable(self, attacks: Sequence[AttackSpec], model: Classifier) -> list[AttackSpec]:
