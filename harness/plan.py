@@ -9,7 +9,7 @@ from harness import hashing
 from harness.errors import UsageError
 from harness.store import Shard
 from harness.suite import ModelSpec, Suite, member_spec, members_of
-from harness.views import DIAGNOSTIC
+from harness.views import DIAGNOSTIC, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -228,5 +228,6 @@ def passes(suite: Suite, registry: Registry) -> int | None:
         card = registry.find("attacks", attack.name).card
         if card.passes is None:
             return None
-        total += card.passes(attack.parameters) * len(attack.epsilons or suite.epsilons)
+        looks = card.passes(attack.parameters) * len(attack.epsilons or suite.epsilons)
+        total += looks * View(attack.view).most_passes
     return total

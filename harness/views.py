@@ -53,6 +53,12 @@ class View:
         """Passes through the model for one look: the router's view asks for routes first."""
         return 2 if self.name == "router" else 1
 
+    @property
+    def most_passes(self) -> int:
+        """The same with those of the judge, where he may have to be asked again."""
+        is_judged = self.is_surrogate or self.name == "router"  # mixed, where the router is hard
+        return 2 * self.passes if is_judged else self.passes
+
 
 DIAGNOSTIC = ("experts", "router")
 """Views with a verdict of their own, which says where a model is weak and never ranks it."""

@@ -373,6 +373,20 @@ def test_passes_count_every_step_restart_and_epsilon(suite, registry):
     assert passes(harder, registry) == 16
 
 
+@pytest.mark.parametrize(
+    ("view", "looks"),
+    # who climbs a surrogate is judged after each pass; the router's view passes the image for its
+    # routes and the clean one for its content, for itself and for its judge
+    [("full", 1), ("detached", 1), ("experts", 1), ("relaxed", 2), ("forced", 2), ("router", 4)],
+)
+def test_a_view_costs_the_passes_of_its_judge_too(suite, registry, view, looks):
+    [_, attack] = pgd(suite, steps=3, restarts=1)
+    seen = replace(suite, attacks=(replace(attack, view=view),))
+
+    # 4 passes at 2 epsilons
+    assert passes(seen, registry) == 8 * looks
+
+
 @pytest.mark.parametrize("name", ["silent", "cardless"])
 def test_passes_are_unknown_where_an_attack_does_not_tell(suite, toys, name):
     untold = with_attacks(suite, [*suite.attacks, AttackSpec(name, name, "ce", {})])
