@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.registry import Registry
     from harness.suite import AttackSpec
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Raised when the rules of judging change, so that old records are not mixed with new ones."""
 
 ALL = "all"
