@@ -10,6 +10,7 @@ from torch import nn
 from harness.api import ModelContext
 from harness.errors import HarnessError, ModelError
 from harness.judging import BoundAttack
+from harness.plan import needs_routes
 from harness.suite import member_spec, members_of
 from harness.tensors import Member
 from harness.views import View
@@ -74,8 +75,14 @@ def build_model(
     return model
 
 
-def bound_attack(attack: AttackSpec, registry: Registry) -> BoundAttack:
+def bound_attack(attack: AttackSpec, registry: Registry, *, is_routed: bool = True) -> BoundAttack:
     """An attack of a suite with its objective and the attacks that it calls, ready to be called.
+
+    Args:
+        attack: Of the suite.
+        registry: Where names are looked up.
+        is_routed: The model has routes; a dense one meets only those of the attacks that an
+            attack calls which have a meaning for it.
 
     Raises:
         HarnessError: Something that it names cannot be imported.
@@ -83,8 +90,12 @@ def bound_attack(attack: AttackSpec, registry: Registry) -> BoundAttack:
     entry = registry.find("attacks", attack.name)
     parameters = dict(attack.parameters)
     if entry.card.members:
-        members = members_of(entry, parameters)
-        parameters[entry.card.members] = tuple(_member(member, registry) for member in members)
+        specs = {name: member_spec(name, registry) for name in members_of(entry, parameters)}
+        parameters[entry.card.members] = tuple(
+            _member(name, spec, registry)
+            for name, spec in specs.items()
+            if is_routed or not needs_routes(spec, registry)
+        )
     return BoundAttack(
         attack.label,
         entry.load(),
@@ -95,6 +106,6 @@ def bound_attack(attack: AttackSpec, registry: Registry) -> BoundAttack:
     )
 
 
-def _member(written: str, registry: Registry) -> Member:
-    bound = bound_attack(member_spec(written, registry), registry)
+def _member(written: str, spec: AttackSpec, registry: Registry) -> Member:
+    bound = bound_attack(spec, registry)
     return Member(written, bound.run, bound.loss, bound.view, bound.parameters)

@@ -120,7 +120,7 @@ def record_flags(
         records: Of one model.
         controls: Labels of the attacks that are yardsticks, such as random noise.
         checks: What the same model gave before any attack.
-        exempt: Labels of the attacks that aim at routes, not at the prediction.
+        exempt: Labels of the attacks that aim at routes, or are judged in a part of the model.
     """
     failed = ["attack-failed"] if any("failed" in record.flags for record in records) else []
     records = [record for record in records if record.attack not in exempt]

@@ -20,6 +20,7 @@ from harness.tensors import (
     Labels,
     Logits,
     Loss,
+    Mask,
     Outcome,
     Routed,
     RoutedClassifier,
@@ -247,7 +248,7 @@ class LossObjective:
         self.ledger.count(self.index[asked], forwards=passes)
         labels, accepted = context.labels, context.accepted
         gap = score.margin.index_copy(0, asked, margin(logits, labels, accepted))
-        fooled = score.fooled.index_copy(0, asked, is_fooled(logits, labels, accepted))
+        fooled = score.fooled.index_copy(0, asked, _fooled(logits, context))
         return score._replace(margin=gap, fooled=fooled)
 
 
@@ -400,9 +401,13 @@ def _averaged(passes: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 def _scored(logits: Logits, loss: Tensor, context: Context) -> tuple[Tensor, ...]:
-    labels, accepted = context.labels, context.accepted
-    gap, fooled = margin(logits, labels, accepted), is_fooled(logits, labels, accepted)
-    return logits, loss, gap, fooled
+    gap = margin(logits, context.labels, context.accepted)
+    return logits, loss, gap, _fooled(logits, context)
+
+
+def _fooled(logits: Logits, context: Context) -> Mask:
+    """Whose prediction is wrong; logits that are NaN or infinite predict nothing."""
+    return is_fooled(logits, context.labels, context.accepted) & logits.isfinite().all(dim=1)
 
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -211,10 +211,13 @@ def with_attacks(suite: Suite, attacks: Iterable[Any]) -> Suite:
 
 
 def needs_routes(attack: AttackSpec, registry: Registry) -> bool:
-    """The attack or its objective has no meaning for a dense model."""
-    is_for_routes: bool = registry.find("attacks", attack.name).card.needs_routes
+    """The attack, its objective or all that it calls has no meaning for a dense model."""
+    entry = registry.find("attacks", attack.name)
     objective: ObjectiveCard = registry.find("objectives", attack.objective).card
-    return is_for_routes or objective.needs_routes or attack.view in DIAGNOSTIC
+    if entry.card.needs_routes or objective.needs_routes or attack.view in DIAGNOSTIC:
+        return True
+    members = [member_spec(name, registry) for name in members_of(entry, attack.parameters)]
+    return bool(members) and all(needs_routes(member, registry) for member in members)
 
 
 def passes(suite: Suite, registry: Registry) -> int | None:

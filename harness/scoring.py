@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness import plan
 from harness.api import Evidence
 from harness.flags import NOTHING_CHECKED, Checks, record_flags
 
@@ -92,12 +93,8 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         if registry.find("attacks", attack.name).card.control
     ]
     about_data = _data_flags(suite, cell.manifest, registry)
-    exempt = [
-        attack.label
-        for attack in suite.attacks
-        if registry.find("objectives", attack.objective).card.needs_routes
-    ]
-    raised = record_flags(whole, controls, cell.checks, exempt=exempt)
+    exempt = [attack.label for attack in suite.attacks if plan.needs_routes(attack, registry)]
+    raised = record_flags(cell.records, controls, cell.checks, exempt=exempt)
     modes = [mark for mark in row["precision"].split("+") if mark != "float32"]
     row["flags"] = [*cell.flags, *about_data, *modes, *raised]
     return row

@@ -96,13 +96,14 @@ class ThreatModel:
         return images.clamp(0, 1) if self.box == "pixels" else images
 
     def steepest(self, gradient: Images) -> Images:
-        """The direction of unit norm along which the loss grows fastest; 0 where it is flat.
+        """The direction of unit norm along which the loss grows fastest; 0 where it is flat or NaN.
 
         Raises:
             UsageError: A severity has no ball, and so no direction.
         """
         if self.norm == "severity":
             raise UsageError("norm 'severity' has no ball: only corruptions can be used with it")
+        gradient = gradient.nan_to_num()
         if self.norm == "linf":
             return gradient.sign()
         largest = _column(gradient.flatten(1).abs().amax(dim=1))  # tiny gradients do not underflow

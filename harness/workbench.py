@@ -160,7 +160,13 @@ class Workbench:
         cell = job.cell
         if cell.folder not in self._open:
             self._open.clear()
-            self._open[cell.folder] = self._setting(cell)
+            setting = self._setting(cell)
+            self._open[cell.folder] = setting
+            CellFolder(cell.folder).log(
+                "opened",
+                batch_size=setting.defence.batches.size,
+                is_folded=setting.defence.surrogate is not None,
+            )
         setting = self._open[cell.folder]
         with frozen(setting.defence.model):
             samples = self.samples(cell, job.shard.ids)
@@ -176,7 +182,15 @@ class Workbench:
         shown = [proposals(source, threats, loss) for source in cell.sources]
         return Setting(
             defence=self._defence(cell, model),
-            attacks=[*(bound_attack(attack, self.registry) for attack in own), *chain(*shown)],
+            attacks=[
+                *(
+                    bound_attack(
+                        attack, self.registry, is_routed=isinstance(model, RoutedClassifier)
+                    )
+                    for attack in own
+                ),
+                *chain(*shown),
+            ],
             threats=threats,
             protocol=Protocol(cell.suite.protocol),
             seed=cell.seed,

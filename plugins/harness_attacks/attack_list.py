@@ -187,9 +187,9 @@ def _register_routed(register: Register) -> None:
         "moe-battery",
         "harness_attacks.experts:moe_battery",
         card=AttackCard(
-            "AutoPGD with the router detached, relaxed, and with each next likely expert forced; "
-            "on a dense model restarts of equal cost.",
-            passes=lambda chosen: (int(chosen["steps"]) + 2) * (3 + 2 * int(chosen["experts"])) + 2,
+            "AutoPGD with the router detached, relaxed, and with each next likely expert forced, "
+            "then steered to each; on a dense model restarts of equal cost.",
+            passes=lambda chosen: (int(chosen["steps"]) + 3) * (5 + 4 * int(chosen["experts"])) + 3,
         ),
         defaults={"experts": 4, "steps": 50, "stop": "first"},
     )

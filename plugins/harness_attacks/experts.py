@@ -49,6 +49,34 @@ class InView(NamedTuple):
         )
 
 
+class Steered(NamedTuple):
+    """Each expert's loss climbed where the router chooses it."""
+
+    name: str
+    experts: int
+    steps: int
+
+    def __call__(
+        self,
+        objective: Objective,
+        images: Images,
+        labels: Labels,
+        threat: ThreatModel,
+        *,
+        noise: Noise,
+    ) -> Images:
+        """What it proposes, with noise of its own."""
+        return steered(
+            objective,
+            images,
+            labels,
+            threat,
+            noise=noise.named(self.name),
+            experts=self.experts,
+            steps=self.steps,
+        )
+
+
 def forced_expert(  # noqa: PLR0913 - the parameters of the algorithm
     objective: Objective,
     images: Images,
@@ -96,7 +124,8 @@ def moe_battery(  # noqa: PLR0913 - the parameters of the algorithm
     """What a routed model must withstand beside AutoAttack, at the same cost for a dense one.
 
     AutoPGD with the router detached, with all experts mixed by their gates, and with each of the
-    next likeliest experts forced. Where a part does not apply, to a dense model or to one with
+    next likeliest experts forced; then each expert's loss climbed where the router chooses it,
+    with two fifths of the steps. Where a part does not apply, to a dense model or to one with
     fewer experts, restarts of plain AutoPGD take as many passes instead, so that no model is
     attacked with a smaller budget than another.
 
@@ -110,6 +139,7 @@ def moe_battery(  # noqa: PLR0913 - the parameters of the algorithm
         steps: Gradient steps of each run.
         stop: "first" lets fooled images leave; "never" runs every part on every image.
     """
+    check_word("norm", threat.norm, ("linf", "l2"))
     parts = battery(objective.num_experts, experts=experts, steps=steps)
     return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
 
@@ -118,7 +148,8 @@ def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator
     """The parts that apply, and restarts that take the passes of the others.
 
     A step in a view whose logits are the model's own takes 2 passes, one each way; where the
-    model must be asked again, 3.
+    model must be asked again, 3; a step that steers, 5, of which each expert gets two fifths as
+    many.
 
     Args:
         num_experts: Of each MoE layer; empty for a dense model.
@@ -126,14 +157,16 @@ def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator
         steps: Gradient steps of each run.
     """
     forced = min(experts, max(num_experts, default=1) - 1)
-    unspent = 3 * (experts - forced)
+    unspent = (3 + 2) * (experts - forced)
     if num_experts:
         yield InView("detached", View("detached"), steps)
         yield InView("relaxed", View("relaxed"), steps)
     else:
-        unspent += 2 + 3
+        unspent += 2 + 3 + 2
     for rank in range(1, forced + 1):
         yield _forced(rank, steps)
+    if num_experts:
+        yield Steered("steered", forced + 1, ceil(0.4 * steps))
     if unspent:
         yield InView("restarts", View("full"), steps, restarts=ceil(unspent / 2))
 

@@ -205,10 +205,11 @@ def test_the_battery_costs_every_model_the_same(experts):
                          threat=ThreatModel("linf", 0.05))  # fmt: skip
 
     # detached 2N + 1; relaxed and four experts 3N + 2 each; one pass more judges each part:
-    # 17N + 11 + 6 = 187 for N = 10; up to one restart of 2N + 1 more where restarts fill up
+    # 17N + 11 + 6 = 187 for N = 10; steering 5 experts by 5 (0.4N + 1) each, one pass to judge it:
+    # 10N + 26 more; up to one restart of 2N + 1 more where restarts fill up
     spent = (ledger.forwards + ledger.backwards).unique().tolist()
     assert len(spent) == 1
-    assert 17 * steps <= spent[0] <= 17 * steps + 17 + 2 * steps + 1
+    assert 27 * steps <= spent[0] <= 27 * steps + 43 + 2 * steps + 1
 
 
 @pytest.mark.parametrize("experts", [0, 2, 5])
@@ -232,7 +233,7 @@ def test_forcing_costs_what_its_card_states(registry):
     assert ledger.forwards.tolist() == [card.passes(for_card)] * 8
 
 
-@pytest.mark.parametrize("name", ["detached", "relaxed", "expert 1"])
+@pytest.mark.parametrize("name", ["detached", "relaxed", "expert 1", "steered"])
 def test_the_battery_is_no_weaker_than_its_parts(name):
     parts = {part.name: part for part in battery((2,), experts=1, steps=20)}
     assert isinstance(parts[name], InView)
