@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import plan
 from harness.api import Evidence
+from harness.errors import StoreError
 from harness.flags import NOTHING_CHECKED, Checks, record_flags
 
 if TYPE_CHECKING:
@@ -44,8 +45,16 @@ def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = 
         folder: Of the cell.
         shards: Those that were asked for.
         flags: What is known beforehand.
+
+    Raises:
+        StoreError: The cell was never opened, or was removed.
     """
-    manifest = folder.manifest() or {}
+    manifest = folder.manifest()
+    if manifest is None:
+        raise StoreError(
+            f"{folder.path}: its manifest is gone: the folder was removed or replaced while the "
+            "run was at work; run the same command again"
+        )
     finished = [shard for shard in shards if folder.has(shard)]
     checks = folder.checks() or NOTHING_CHECKED
     known = [*manifest.get("flags", []), *checks.flags, *flags]
