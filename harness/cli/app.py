@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 
@@ -14,9 +16,11 @@ from harness.cli import (
     doctor,
     fetch,
     ls,
+    merge,
     plan,
     plugins,
     publish,
+    records,
     run,
     show,
     train,
@@ -52,6 +56,8 @@ app.command("publish")(publish.publish)
 app.command("compare")(compare.compare)
 app.command("break")(break_.break_)
 app.command("validate")(validate.validate)
+app.command("records")(records.records)
+app.command("merge")(merge.merge)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 
@@ -60,13 +66,22 @@ def main() -> None:
     """Run the command line."""
     warnings.showwarning = _warn
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except HarnessError as error:
         complain(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        complain("no space left where the output goes; make room and run the same command again")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest has no place
+        sys.exit(1)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
