@@ -104,7 +104,8 @@ def file_hash(path: Path, expected: str = "") -> str:
     if expected and found != expected:
         raise CheckpointError(
             f"{path}: sha256 is {found}, {expected} was expected; "
-            "the file was altered or is another one: fetch it again"
+            "the file was altered or is another one: fetch it again, or delete its folder where a "
+            "run trained it"
         )
     return found
 

@@ -79,7 +79,8 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        complain("no space left where the output goes; make room and run the same command again")
+        place = f"for {error.filename}" if error.filename else "on the disk or behind the output"
+        complain(f"no space left {place}; make room and run the same command again")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest has no place
         sys.exit(1)
 
