@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,20 @@ recipe = "standard"
 epochs = 2
 learning_rate = 0.003
 """
+
+DEATH = """
+import os, re, sys
+event, pattern = os.environ["DIE_AT"].split(" ", 1)
+
+def die(name, arguments):
+    if name == event and re.search(pattern, str(arguments[name == "os.rename"])):
+        os.kill(os.getpid(), 9)
+
+sys.addaudithook(die)
+"""
+"""Kills the process just before it opens, or gives its name to, a file."""
+
+MAIN = "from harness.cli.app import main; main()"
 
 
 class Finished(NamedTuple):
@@ -95,18 +111,78 @@ def harness(tmp_path: Path):
     """Runs the command line in a process of its own, in an empty folder."""
 
     def call(*arguments: object, **environment: str) -> Finished:
-        done = subprocess.run(
-            command(*arguments),
-            cwd=tmp_path,
-            env=environment_with(**environment),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
+        return finish(command(*arguments), tmp_path, **environment)
 
     return call
+
+
+@pytest.fixture
+def killed(tmp_path: Path):
+    """Runs the command line, killed by a real SIGKILL at the moment that is named.
+
+    The moment is "open PATTERN" or "os.rename PATTERN": just before a file is opened, or before
+    one takes a name, that matches.
+    """
+
+    def call(moment: str, *arguments: object) -> Finished:
+        return finish(
+            [sys.executable, "-c", DEATH + MAIN, *map(str, arguments)], tmp_path, DIE_AT=moment
+        )
+
+    return call
+
+
+@pytest.fixture
+def limited(tmp_path: Path):
+    """Runs the command line on a disk that takes no file larger than so many bytes."""
+
+    def call(size: int, *arguments: object) -> Finished:
+        limits = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+        return finish([sys.executable, "-c", limits + MAIN, *map(str, arguments)], tmp_path)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def two_seeds(tmp_path_factory) -> Path:
+    """The tiny suite, and a run folder in which its row was measured with two seeds."""
+    folder = tmp_path_factory.mktemp("two-seeds")
+    suite = folder / "tiny.toml"
+    suite.write_text(TINY.format(samples=", ".join(str(number) for number in range(20))))
+    for seed in (0, 1):
+        done = finish(command("run", "--suite", suite.name, "--seed", seed), folder)
+        assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def finished(two_seeds: Path, tmp_path: Path) -> Path:
+    """A run folder with one finished cell, of seed 0; the suite lies beside it."""
+    shutil.copytree(two_seeds, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(cell_of_seed(tmp_path / "runs", 1))
+    return tmp_path / "runs"
+
+
+def cell_of_seed(runs: Path, seed: int) -> Path:
+    [found] = [
+        path.parent
+        for path in runs.glob("*/manifest.json")
+        if json.loads(path.read_text())["ingredients"]["seed"] == seed
+    ]
+    return found
+
+
+def finish(line: list[str], folder: Path, **environment: str) -> Finished:
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        env=environment_with(**environment),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def command(*arguments: object) -> list[str]:
