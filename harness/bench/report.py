@@ -83,10 +83,16 @@ def _run(laps: list[Lap], contest: Contest, scale: Scale) -> list[str]:
         f"{left} of {count}",
         f"{left / contest.looked_at:.2%}",
         f"{last.largest * 255:.4f}/255",
-        f"{max(memories) / MEBIBYTE:.0f} MiB" if memories else "not measured",
+        _memory(max(memories), count) if memories else "not measured",
         passes,
         share,
     ]
+
+
+def _memory(highest: int, count: int) -> str:
+    """In all, and an image."""
+    mebibytes = highest / MEBIBYTE
+    return f"{mebibytes:.0f} MiB, {mebibytes / count:.1f} an image"
 
 
 RATIOS = ["peer", "ours", "their seconds over ours", "verdicts that differ", "verdict"]
