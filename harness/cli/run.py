@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def _show(suite: Suite, result: Result, known: Registry) -> None:
     lines = [
         [
             f"{row['model']} (seed {row['seed']})" if row["seed"] else str(row["model"]),
-            *(text.replace(" [", "\n[") for text in cells(suite, row)),
+            *(text.partition(" (")[0].replace(" [", "\n[") for text in cells(suite, row)),
             "\n".join(_flags(row)) or "-",
         ]
         for row in rows
@@ -110,8 +111,13 @@ def _show(suite: Suite, result: Result, known: Registry) -> None:
         f"{suite.protocol}, attacks {', '.join(attacks)}; "
         "per cent with 95 % intervals",
         caption="\n".join(
-            f"{flag}: {FLAGS.get(flag, flag)}"
-            for flag in sorted({f for r in rows for f in _flags(r)})
+            [
+                *(f"n/a: {text[5:-1]}" for text in _reasons(suite, rows)),
+                *(
+                    f"{flag}: {FLAGS.get(flag, flag)}"
+                    for flag in sorted({f for r in rows for f in _flags(r)})
+                ),
+            ]
         ),
     )
 
@@ -119,3 +125,11 @@ def _show(suite: Suite, result: Result, known: Registry) -> None:
 def _flags(row: dict[str, Any]) -> list[str]:
     flags = row["flags"]
     return [str(flag) for flag in flags] if isinstance(flags, list) else []
+
+
+def _reasons(suite: Suite, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why numbers are missing, each reason once: `n/a (reason)`."""
+    from harness.report import cells
+
+    told = [text for row in rows for text in cells(suite, row) if text.startswith("n/a (")]
+    return list(dict.fromkeys(told))
