@@ -21,12 +21,14 @@ from harness.api import ThreatModel, radius
 from harness.building import build_model
 from harness.checkpoints import load_weights
 from harness.data import load_images
+from harness.ledger import Ledger
 from harness.modes import Mode
 from harness.numerics import ROW_GROUP, Batches, frozen
-from harness.passes import Ledger, LossObjective, clean_pass
+from harness.passes import LossObjective
 from harness.plugins import load_plugins
 from harness.prepare import prepared
 from harness.provenance import versions
+from harness.seeing import clean_pass
 from harness.sources import Place
 from harness.suite import find_suite
 from harness.tensors import Noise, Samples, noise_key

@@ -11,9 +11,10 @@ import torch
 
 from harness.errors import ModelError
 from harness.judging import BoundAttack, Defence, Verdict, attempt
+from harness.ledger import Ledger
 from harness.numerics import ROW_GROUP
-from harness.passes import Context, Ledger, clean_pass, predict, router_is_hard
 from harness.records import Record
+from harness.seeing import Context, clean_pass, predict, router_is_hard
 from harness.tensors import (
     Images,
     Logits,

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError, WorkerError
+from harness.ledger import Ledger
 from harness.numerics import Batches, is_out_of_memory
-from harness.passes import Context, Ledger, LossObjective, Surrogate, predict
+from harness.passes import LossObjective, Surrogate
+from harness.seeing import Context, predict
 from harness.tensors import (
     Attack,
     Classifier,

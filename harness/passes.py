@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import AttackError
+from harness.ledger import Ledger
 from harness.modes import Numbers
 from harness.numerics import Batches, in_numbers
 from harness.routing import Routing
+from harness.seeing import Context, fitting, input_gradient, predict, seen
 from harness.tensors import (
     Accepted,
     Classifier,
@@ -22,86 +24,12 @@ from harness.tensors import (
     Loss,
     Mask,
     Outcome,
-    Routed,
-    RoutedClassifier,
     Rows,
-    Samples,
     Score,
     is_fooled,
     margin,
 )
 from harness.views import DIAGNOSTIC, FULL, View
-
-
-class Ledger:
-    """What the passes over each image cost and reached; written by every pass, read at the end.
-
-    Attributes:
-        forwards, backwards: Passes of each image.
-        first_loss, best_loss, last_loss: The objective at its passes, NaN before the first.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.forwards = torch.zeros(count, dtype=torch.int64, device=device)
-        self.backwards = torch.zeros(count, dtype=torch.int64, device=device)
-        self.first_loss = torch.full((count,), float("nan"), device=device)
-        self.best_loss = torch.full((count,), float("nan"), device=device)
-        self.last_loss = torch.full((count,), float("nan"), device=device)
-
-    def clear(self) -> None:
-        """Forget all passes, before an attack is run once more."""
-        self.forwards.zero_()
-        self.backwards.zero_()
-        for loss in (self.first_loss, self.best_loss, self.last_loss):
-            loss.fill_(float("nan"))
-
-    def count(self, index: Rows, *, forwards: int, backwards: int = 0) -> None:
-        """Count passes over the images at `index`, each time that one stands there."""
-        passes = torch.ones_like(index)
-        self.forwards.index_add_(0, index, forwards * passes)
-        self.backwards.index_add_(0, index, backwards * passes)
-
-    def note(self, index: Rows, loss: Tensor) -> None:
-        """Keep the losses of one pass over the images at `index`."""
-        first = self.first_loss[index]
-        self.first_loss[index] = torch.where(first.isnan(), loss, first)
-        self.best_loss[index] = torch.fmax(self.best_loss[index], loss)
-        self.last_loss[index] = loss
-
-    def add(self, index: Rows, other: Ledger) -> None:
-        """Take over what another ledger holds of the images at `index`, passed once more."""
-        self.forwards.index_add_(0, index, other.forwards)
-        self.backwards.index_add_(0, index, other.backwards)
-        self.best_loss[index] = torch.fmax(self.best_loss[index], other.best_loss)
-        self.last_loss[index] = other.last_loss
-
-
-class Context(NamedTuple):
-    """What is known of each image before it is attacked."""
-
-    labels: Labels
-    accepted: Accepted | None = None
-    targets: Labels | None = None
-    clean_images: Images | None = None
-    clean_logits: Logits | None = None
-    clean_routes: tuple[Routing, ...] = ()
-
-    @property
-    def logits(self) -> Logits:
-        """Of the clean images, once they were passed."""
-        assert self.clean_logits is not None  # noqa: S101 - `clean_pass` sets it
-        return self.clean_logits
-
-    def rows(self, index: Rows) -> Context:
-        """Of some of the images."""
-        return Context(
-            self.labels[index],
-            _rows(self.accepted, index),
-            _rows(self.targets, index),
-            _rows(self.clean_images, index),
-            _rows(self.clean_logits, index),
-            tuple(routing.rows(index) for routing in self.clean_routes),
-        )
 
 
 class Surrogate(NamedTuple):
@@ -272,105 +200,6 @@ def objective_of(
     )
 
 
-@torch.no_grad()
-def predict(
-    model: Classifier,
-    images: Images,
-    *,
-    batches: Batches,
-    view: View = FULL,
-    context: Context | None = None,
-    draws: int = 1,
-) -> Logits:
-    """The logits of all images in float32, in padded batches; the mean of some draws.
-
-    Args:
-        model: Frozen, in evaluation mode.
-        images: In [0, 1].
-        batches: How many go through it at once.
-        view: Full, or another that is no surrogate.
-        context: What that view asks for.
-        draws: Passes whose mean counts, for models that draw random numbers.
-    """
-
-    def one(rows: Rows, count: int) -> Logits:
-        about = None if context is None else context.rows(rows)
-        passes = [seen(model, images[rows], view, about).logits for _ in range(draws)]
-        return torch.stack(passes).mean(dim=0)[:count]
-
-    return torch.cat(batches.over(images, one)).detach()
-
-
-@torch.no_grad()
-def clean_pass(model: Classifier, samples: Samples, *, batches: Batches, draws: int = 1) -> Context:
-    """What the clean images give, which all attacks share."""
-    logits = predict(model, samples.images, batches=batches, draws=draws)
-    routes: tuple[Routing, ...] = ()
-    if isinstance(model, RoutedClassifier):
-        routed = model.routed
-
-        def one(rows: Rows, count: int) -> tuple[Routing, ...]:
-            kept = torch.arange(count, device=rows.device)
-            return tuple(routing.rows(kept) for routing in routed(samples.images[rows]).routes)
-
-        layers = zip(*batches.over(samples.images, one), strict=True)
-        routes = tuple(_joined_routing(parts) for parts in layers)
-    return Context(samples.labels, samples.accepted, None, samples.images, logits, routes)
-
-
-def seen(
-    model: Classifier, images: Images, view: View = FULL, context: Context | None = None
-) -> Routed:
-    """One forward pass in a view; a dense model has no routes and no auxiliary loss.
-
-    Raises:
-        AttackError: The view asks for routes, and the model has none.
-    """
-    if not isinstance(model, RoutedClassifier):
-        if view.name != "full":
-            raise AttackError(
-                f"view {view.name!r} looks at routes, and the model has none; take view 'full'"
-            )
-        logits = model(images)
-        return Routed(logits, (), logits.new_zeros(len(logits)))
-    if view.name in ("full", "detached", "relaxed"):
-        return model.routed(
-            images, relaxed=view.name == "relaxed", detach_router=view.name == "detached"
-        )
-    if context is None or context.clean_images is None:
-        raise AttackError(f"view {view.name!r} needs the clean images and their routes")
-    if view.name == "router":
-        routes = model.routed(images).routes
-        return model.routed(context.clean_images, routes=routes, relaxed=view.is_mixed)
-    routes = context.clean_routes
-    if view.name == "forced":
-        routes = tuple(routing.forced(view.rank) for routing in routes)
-    return model.routed(images, routes=routes)
-
-
-def input_gradient(loss: Tensor, images: Images) -> Images:
-    """The gradient of the summed loss, or zeros where the model lets none through."""
-    if not loss.requires_grad:
-        return torch.zeros_like(images)
-    (gradient,) = torch.autograd.grad(loss.sum(), images, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
-
-
-def fitting(view: View, model: Classifier) -> View:
-    """The view as the model can be seen in it: a dense one has nothing to detach, mix or force."""
-    if isinstance(model, RoutedClassifier) or view.name in DIAGNOSTIC:
-        return view
-    return FULL
-
-
-def router_is_hard(model: RoutedClassifier, images: Images) -> bool:
-    """No gradient comes from the logits through the routes to the image."""
-    with torch.enable_grad():
-        attacked = images.detach().clone().requires_grad_()
-        logits = model.routed(images.detach(), routes=model.routed(attacked).routes).logits
-        return not bool(input_gradient(logits.square().sum(dim=1), attacked).any())
-
-
 def _outcome(
     model: Classifier, images: Images, view: View, context: Context, *, loss: Loss
 ) -> tuple[Logits, Tensor]:
@@ -412,16 +241,3 @@ def _fooled(logits: Logits, context: Context) -> Mask:
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def _rows(part: Tensor | None, index: Rows) -> Tensor | None:
-    return None if part is None else part[index]
-
-
-def _joined_routing(parts: tuple[Routing, ...]) -> Routing:
-    return Routing(
-        torch.cat([part.gate_logits for part in parts]),
-        torch.cat([part.gates for part in parts]),
-        torch.cat([part.experts for part in parts]),
-        torch.cat([part.kept for part in parts]),
-    )

@@ -15,7 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from harness.errors import UsageError
 from harness.modes import Mode
 from harness.numerics import frozen
-from harness.passes import Surrogate, input_gradient, seen
+from harness.passes import Surrogate
+from harness.seeing import input_gradient, seen
 from harness.tensors import Classifier, Images, Logits, RoutedClassifier
 
 LOGITS_AGREE = 1e-3

@@ -14,9 +14,9 @@ from harness.entries import Entry
 from harness.errors import EntryError, UsageError
 from harness.numerics import Batches, frozen
 from harness.opening import Request, draft, start
-from harness.passes import predict
 from harness.plan import Contender
 from harness.runner import run
+from harness.seeing import predict
 from harness.tensors import Images, Samples, is_fooled
 from harness.validate import Finding
 from harness.weights import INCLUDED, obtain

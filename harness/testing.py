@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from harness.building import bound_attack, build_model
 from harness.numerics import ROW_GROUP, Batches, check_classifier, frozen
-from harness.passes import LossObjective, clean_pass, objective_of, predict
+from harness.passes import LossObjective, objective_of
 from harness.routing import Routing
+from harness.seeing import clean_pass, predict
 from harness.suite import AttackSpec
 from harness.tensors import (
     Images,

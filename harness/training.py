@@ -22,7 +22,8 @@ from harness.augmentation import Augment
 from harness.checkpoints import plain_state
 from harness.errors import CheckpointError, TrainingError
 from harness.numerics import Batches, frozen
-from harness.passes import objective_of, predict
+from harness.passes import objective_of
+from harness.seeing import predict
 from harness.store import write_atomically
 from harness.tensors import Images, Labels, Loss, Noise, Pixels, Rows, noise_key
 from harness.threat import ThreatModel

@@ -8,7 +8,8 @@ import torch
 
 from harness.flags import Checks
 from harness.numerics import ROW_GROUP, Batches
-from harness.passes import LossObjective, objective_of, predict
+from harness.passes import LossObjective, objective_of
+from harness.seeing import predict
 from harness.tensors import RoutedClassifier, is_fooled
 from harness.threat import ThreatModel
 from harness.views import View

@@ -28,10 +28,10 @@ from harness.numerics import (
     resolve_device,
     use_exact_float32,
 )
-from harness.passes import input_gradient
 from harness.plan import PRETRAINED
 from harness.prepare import prepared
 from harness.proposals import Source, proposals
+from harness.seeing import input_gradient
 from harness.store import CellFolder, Shard
 from harness.tensors import Classifier, RoutedClassifier, Samples
 

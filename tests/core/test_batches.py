@@ -10,7 +10,8 @@ import torch
 from harness.errors import UsageError
 from harness.modes import Mode
 from harness.numerics import Batches, fastest_batch, in_numbers, use_exact_float32
-from harness.passes import objective_of, predict
+from harness.passes import objective_of
+from harness.seeing import predict
 from harness.testing import LinearModel, linear_samples
 
 CPU = torch.device("cpu")

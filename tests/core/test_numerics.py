@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from harness.errors import ModelError
+from harness.ledger import Ledger
 from harness.numerics import Batches, check_classifier, frozen, resolve_device
-from harness.passes import Ledger, objective_of, predict
+from harness.passes import objective_of
+from harness.seeing import predict
 from harness.tensors import Noise, Outcome
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from harness.numerics import Batches
-from harness.passes import Surrogate, clean_pass, objective_of, predict
+from harness.passes import Surrogate, objective_of
+from harness.seeing import clean_pass, predict
 from harness.tensors import Noise, Samples, noise_key
 from harness.testing import LinearModel, ToyMoE, linear_samples
 from harness.threat import ThreatModel

@@ -9,7 +9,8 @@ import torch
 
 from harness.errors import AttackError, UsageError
 from harness.numerics import Batches
-from harness.passes import clean_pass, objective_of, router_is_hard, seen
+from harness.passes import objective_of
+from harness.seeing import clean_pass, router_is_hard, seen
 from harness.tensors import Noise, Samples
 from harness.testing import LinearModel, ToyMoE, linear_samples
 from harness.views import FULL, View

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from harness.api import AttackError, ThreatModel
-from harness.passes import Ledger, LossObjective, objective_of
+from harness.ledger import Ledger
+from harness.passes import LossObjective, objective_of
 from harness.tensors import Noise, Outcome, Samples, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.apgd import apgd, review_intervals

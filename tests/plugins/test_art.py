@@ -17,8 +17,9 @@ from art.attacks import evasion
 from art.attacks.attack import EvasionAttack
 
 from harness.api import AttackError, ThreatModel
+from harness.ledger import Ledger
 from harness.numerics import Batches, frozen
-from harness.passes import Ledger, objective_of
+from harness.passes import objective_of
 from harness.tensors import Noise, is_fooled
 from harness.testing import LinearModel, ToyMoE, check_attack, linear_distance, linear_samples
 from harness_art.attack import attack as run_class

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from harness.api import AttackError, ThreatModel
-from harness.passes import Ledger, objective_of
+from harness.ledger import Ledger
+from harness.passes import objective_of
 from harness.tensors import Noise, Samples, is_fooled, noise_key
 from harness.testing import LinearModel, linear_distance, linear_samples
 from harness_attacks.apgd import apgd

@@ -11,7 +11,8 @@ from torch import nn
 from harness.api import AttackError, ThreatModel
 from harness.building import bound_attack
 from harness.errors import SuiteError
-from harness.passes import Ledger, objective_of
+from harness.ledger import Ledger
+from harness.passes import objective_of
 from harness.plan import Contender, cell_ingredients, key
 from harness.plugins import load_plugins
 from harness.suite import AttackSpec, member_spec, read_suite

@@ -17,7 +17,7 @@ from harness.api import ModelError
 from harness.building import build_model
 from harness.flops import count_flops
 from harness.numerics import Batches
-from harness.passes import predict
+from harness.seeing import predict
 
 DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 WEIGHTS = DATA / "weights" / "resnet14w24_cifar10_at.safetensors"

@@ -11,7 +11,8 @@ from torch import nn
 
 from harness.api import AttackError, Routing, ThreatModel
 from harness.numerics import Batches
-from harness.passes import clean_pass, objective_of
+from harness.passes import objective_of
+from harness.seeing import clean_pass
 from harness.tensors import Noise, Routed, Samples, is_fooled, noise_key
 from harness.testing import LinearModel, LinearMoE, linear_samples
 from harness_attacks.apgd import apgd

@@ -9,7 +9,8 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, minimize
 from torch import nn
 
 from harness.api import AttackError, ThreatModel
-from harness.passes import Ledger, objective_of
+from harness.ledger import Ledger
+from harness.passes import objective_of
 from harness.tensors import Noise, Samples, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.fab import fab, l2_step, linf_step

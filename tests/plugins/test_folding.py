@@ -9,10 +9,11 @@ from torch import nn
 from harness.building import build_model
 from harness.checkpoints import load_weights
 from harness.judging import BoundAttack, Defence, attempt
+from harness.ledger import Ledger
 from harness.modes import Mode
 from harness.numerics import Batches, frozen
-from harness.passes import Ledger, clean_pass
 from harness.prepare import folded, prepared
+from harness.seeing import clean_pass
 from harness.tensors import Noise, Samples, is_fooled
 from harness.threat import ThreatModel
 

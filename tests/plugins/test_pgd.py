@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from harness.api import AttackError, ThreatModel
-from harness.passes import Ledger, objective_of
+from harness.ledger import Ledger
+from harness.passes import objective_of
 from harness.tensors import Noise, Outcome, is_fooled
 from harness.testing import LinearModel, ToyMoE, linear_distance, linear_samples
 from harness_attacks.objectives import (

@@ -10,7 +10,8 @@ import torch
 
 from harness.api import AttackError, Routing
 from harness.numerics import Batches
-from harness.passes import clean_pass, objective_of
+from harness.passes import objective_of
+from harness.seeing import clean_pass
 from harness.tensors import Outcome, Samples
 from harness.testing import BALANCE, ToyMoE
 from harness_attacks.objectives import clean_divergence, cross_entropy
