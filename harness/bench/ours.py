@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.bench.tasks import Manner, Task
     from harness.cell import Findings
     from harness.records import Record
+    from harness.tensors import Images
 
 
 def attacked(
@@ -43,6 +44,8 @@ def attacked(
     find = contest.registry.find
     entry = find("attacks", task.registered)
     parameters = entry.settle({**task.parameters, "stop": manner.stop}, f"task {task.name}")
+    if len(epsilons) == 1 and task.kind in ("pgd", "apgd"):
+        parameters = {**parameters, "start": [start(contest, task)]}
     model = deepcopy(contest.model).to(memory_format=torch.channels_last)
     images = contest.samples.images
     defence = Defence(
@@ -66,6 +69,23 @@ def attacked(
     )
     with frozen(model):
         return evaluate(setting, contest.samples)
+
+
+def start(contest: Contest, task: Task) -> Images:
+    """Where the peers that are written in PyTorch begin, drawn as they draw from the seed.
+
+    PGD begins anywhere in the ball; AutoPGD at noise of which the largest value of each image is
+    epsilon. So no verdict differs because of another start.
+    """
+    images = contest.samples.images
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(contest.seed)
+        if task.kind == "pgd":
+            noise = torch.empty_like(images).uniform_(-contest.epsilon, contest.epsilon)
+            return (images + noise).clamp(0, 1)
+        noise = (2 * torch.rand(images.shape) - 1).to(images)
+    largest = noise.flatten(1).abs().amax(dim=1)[:, None, None, None]
+    return (images + contest.epsilon * noise / largest).clamp(0, 1)
 
 
 def passes(records: list[Record]) -> int:

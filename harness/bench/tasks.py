@@ -51,13 +51,19 @@ MANNERS = (
     Manner("bfloat16", "first", "bfloat16-gradients"),
 )
 _TASKS = (
-    Task("pgd-20", "pgd", 20, "pgd-20", "steps of epsilon / 4 from a uniform start in the ball"),
+    Task(
+        "pgd-20",
+        "pgd",
+        20,
+        "pgd-20",
+        "steps of epsilon / 4 from a uniform start in the ball, the same as torchattacks'",
+    ),
     Task(
         "apgd-ce-50",
         "apgd",
         50,
         "apgd",
-        "cross-entropy, steps of 2 * epsilon at first, one random start",
+        "cross-entropy, steps of 2 * epsilon at first, one random start, the same as officially",
         {"steps": 50},
     ),
     Task(
