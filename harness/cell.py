@@ -160,7 +160,9 @@ def _sweep(
         records = [_carried(record, epsilon) for record in records]
         if len(live) > 0:
             batch = samples.rows(live)
-            fresh, points[live] = _attacked(setting, attack, batch, context.rows(live), threat)
+            fresh, points[live] = _attacked(
+                setting, attack.rows(live), batch, context.rows(live), threat
+            )
             for row, record in zip(live.tolist(), fresh, strict=True):
                 records[row] = replace(record, epsilon=epsilon)
             fooled = torch.tensor([not record.is_robust for record in records])

@@ -43,6 +43,14 @@ class BoundAttack(NamedTuple):
     epsilons: tuple[str, ...] = ()  # where it runs; empty for the whole grid
     view: View = FULL
 
+    def rows(self, index: Rows) -> BoundAttack:
+        """The attack on some of its images: their starting points, where it was given some."""
+        start = self.parameters.get("start")
+        if start is None:
+            return self
+        chosen = [points[index] for points in start]
+        return self._replace(parameters={**self.parameters, "start": chosen})
+
 
 @dataclass(frozen=True)
 class Defence:
@@ -91,7 +99,7 @@ def attempt(  # noqa: PLR0913 - one attack on some images
     if len(left) == 0:
         return verdict
     exact = None if surrogate.model is defence.model else Surrogate(surrogate.model)
-    again = replace(asked, surrogate=exact)
+    again = replace(asked, attack=attack.rows(left), surrogate=exact)
     spent = Ledger(len(left), batch.images.device)
     second = _judged(again, batch.rows(left), context.rows(left), spent)
     ledger.add(left, spent)
@@ -155,7 +163,7 @@ class _Refused(Exception):  # noqa: N818 - never leaves this file
 
 
 def _called(asked: _Asked, batch: Samples, context: Context, ledger: Ledger, rows: Rows) -> Images:
-    attack, defence = asked.attack, asked.defence
+    attack, defence = asked.attack.rows(rows), asked.defence
     _, images, labels, _ = batch.rows(rows)
     objective = LossObjective(
         defence.model,

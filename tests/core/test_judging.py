@@ -217,3 +217,26 @@ def test_a_random_model_is_judged_by_the_mean_of_its_draws(pgd):
     assert [record.clean_margin for record in found] == pytest.approx([0.2] * 2, abs=1e-6)
     assert [record.adversarial_margin for record in found] == pytest.approx([0.18] * 2, abs=1e-6)
     assert [record.forwards for record in found] == [6] * 2
+
+
+def test_starting_points_follow_the_images_that_are_left():
+    seen = []
+
+    def run(objective, images, labels, threat, *, noise, start):
+        seen.append(start[0].shape == images.shape)
+        return images
+
+    samples = linear_samples(4)
+    wrong = samples._replace(labels=samples.labels.clone().index_fill_(0, torch.tensor([1]), 0))
+    attack = BoundAttack("started", run, lambda o: -o.margin, {"start": [samples.images]})
+    setting = Setting(
+        Defence(LinearModel(), Batches(8)),
+        [attack],
+        {"0.05": ThreatModel("linf", 0.05)},
+        Protocol("nested"),
+        0,
+    )
+
+    evaluate(setting, wrong)
+
+    assert seen == [True]
