@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from harness.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
     from harness.tensors import Classifier
 
 _aten = torch.ops.aten
@@ -24,6 +31,7 @@ FREE = frozenset({
     _aten.max_pool2d_with_indices, _aten.avg_pool2d, _aten.adaptive_max_pool2d,
     _aten._adaptive_avg_pool2d, _aten.mean, _aten.sum, _aten.amax, _aten.amin, _aten.max,
     _aten.argmax, _aten.topk, _aten.sort, _aten.argsort, _aten.cumsum, _aten.any, _aten.all,
+    _aten.searchsorted, _aten.bucketize,
     _aten.linalg_vector_norm, _aten.var_mean, _aten.var, _aten.std,
     _aten.upsample_bilinear2d, _aten.upsample_bicubic2d, _aten.upsample_nearest2d,
     _aten._upsample_bilinear2d_aa, _aten._upsample_bicubic2d_aa,
@@ -46,6 +54,15 @@ FREE = frozenset({
 """Operators that count as 0, as in the field's figures; products and convolutions never do."""
 
 
+_GROUPED = _aten._grouped_mm
+if _GROUPED not in flop_registry:
+
+    @register_flop_formula(_GROUPED)
+    def _grouped_flops(rows: tuple[int, ...], kernels: tuple[int, ...], *_: Any, **__: Any) -> int:
+        """Every row meets the kernel of its group."""
+        return 2 * math.prod(rows) * kernels[-1]
+
+
 def count_flops(model: Classifier, image_shape: tuple[int, int, int], name: str) -> int:
     """Operations of one image's forward pass, multiply and add counted apart.
 
@@ -58,30 +75,52 @@ def count_flops(model: Classifier, image_shape: tuple[int, int, int], name: str)
         ModelError: An operator that is neither in torch's flop counter nor known to be free.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, *image_shape, device=device)
-    watch = _Unknown()
+    found = _counted(model, {}, torch.zeros(1, *image_shape, device=device), name)
+    if found.is_grouped and device.type != "meta":
+        # groups are padded, more for one image than for many; without numbers there is no padding
+        with suppress(ModelError, NotImplementedError, RuntimeError):
+            state = {key: value.to("meta") for key, value in _state(model)}
+            return _counted(model, state, torch.zeros(1, *image_shape, device="meta"), name).flops
+    return found.flops
+
+
+class _Count(NamedTuple):
+    flops: int
+    is_grouped: bool  # some product was of groups of rows
+
+
+def _state(model: Classifier) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _counted(model: Classifier, state: dict[str, Tensor], image: Tensor, name: str) -> _Count:
+    """The operations, with other parameters and buffers in place of the model's own."""
+    watch = _Watch()
     counter = FlopCounterMode(display=False)
     # the fused attention of the CPU has no formula in torch; its plain form has
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watch, counter:
-        model(image)
-    if watch.names:
+        functional_call(model, state, (image,))
+    if watch.unknown:
         raise ModelError(
-            f"{name}: no formula for the operations of {', '.join(sorted(watch.names))}; "
+            f"{name}: no formula for the operations of {', '.join(sorted(watch.unknown))}; "
             "register one with torch.utils.flop_counter.register_flop_formula"
         )
-    return int(counter.get_total_flops())
+    return _Count(int(counter.get_total_flops()), watch.is_grouped)
 
 
-class _Unknown(TorchDispatchMode):
-    """Collects the operators that nobody can count."""
+class _Watch(TorchDispatchMode):
+    """Collects the operators that nobody can count, and sees grouped products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names: set[str] = set()
+        self.unknown: set[str] = set()
+        self.is_grouped = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_known(func):
-            self.names.add(str(func))
+            self.unknown.add(str(func))
+        self.is_grouped |= func._overloadpacket is _GROUPED
         return func(*args, **(kwargs or {}))
 
 

@@ -59,3 +59,30 @@ def test_drawing_random_numbers_counts_as_nothing(draw):
             return images + draw(images)
 
     assert count_flops(Noisy(), (3, 4, 4), "noisy") == 0
+
+
+class Grouped(nn.Module):
+    """Eight rows where the image needs three; on the meta device those that it needs."""
+
+    def __init__(self, *, knows_meta):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 16, 4))
+        self.knows_meta = knows_meta
+
+    def forward(self, images):
+        rows = images.flatten(2)[0]
+        if images.is_meta and self.knows_meta:
+            return rows @ self.weight[0]
+        padded = functional.pad(rows, (0, 0, 0, 5))
+        ends = torch.tensor([4, 8], dtype=torch.int32, device=images.device)
+        if images.is_meta:
+            raise NotImplementedError
+        return functional.grouped_mm(padded, self.weight, offs=ends)
+
+
+# 2 * 16 * 4 for each row: 3 of the image, 8 with the padding
+@pytest.mark.parametrize(("knows_meta", "rows"), [(True, 3), (False, 8)])
+def test_a_grouped_product_counts_every_row_once_without_padding_where_that_can_be_told(
+    knows_meta, rows
+):
+    assert count_flops(Grouped(knows_meta=knows_meta), (3, 4, 4), "grouped") == rows * 128
