@@ -29,6 +29,7 @@ LIGHT = [
     "harness_metrics",
     "harness_recipes",
     "harness_vit",
+    "harness_vmoe",
 ]
 
 

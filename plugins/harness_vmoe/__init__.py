@@ -1,0 +1,93 @@
+"""V-MoE: vision transformers whose MLPs are sparse mixtures of experts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.api import ModelCard, hookimpl
+
+if TYPE_CHECKING:
+    from harness.api import Register
+
+VMOE = "Riquelme et al., 2021, https://arxiv.org/abs/2106.05974"
+ROBUST = "Puigcerver et al., 2022, https://arxiv.org/abs/2210.10253"
+SMALL = f"{VMOE}, on the sizes of https://arxiv.org/abs/2012.12877"
+EVERY_SECOND = (1, 3, 5, 7, 9, 11)
+SIZES = {
+    # patch size, width, depth, heads, pre_logits, blocks with experts, heights of the card
+    "b32": (32, 768, 12, 12, True, EVERY_SECOND, (224, 384)),
+    "b16": (16, 768, 12, 12, False, EVERY_SECOND, (224, 384)),
+    "s32": (32, 512, 8, 8, True, (5, 7), (224, 384)),
+    "ti4": (4, 192, 12, 3, False, EVERY_SECOND, (32,)),
+    "ti8": (8, 192, 12, 3, False, EVERY_SECOND, (64,)),
+    "digits": (2, 48, 3, 4, False, (1,), (8,)),
+}
+DEFAULTS = {
+    "image_size": 0,
+    "num_selected": 2,
+    "group_size": 1,
+    "capacity_factor": 0.0,
+    "batch_priority": False,
+    "dispatch": "grouped",
+}
+VARIANTS = (
+    # name, size, experts, source
+    ("vmoe/digits", "digits", 4, SMALL),
+    ("vmoe/ti4-e8", "ti4", 8, SMALL),
+    ("vmoe/ti8-e8", "ti8", 8, SMALL),
+    ("vmoe/s32-e8", "s32", 8, VMOE),
+    ("vmoe/b16-e8", "b16", 8, VMOE),
+    ("vmoe/b32-e2", "b32", 2, ROBUST),
+    ("vmoe/b32-e4", "b32", 4, ROBUST),
+    ("vmoe/b32-e8", "b32", 8, ROBUST),
+    ("vmoe/b32-e16", "b32", 16, ROBUST),
+    ("vmoe/b32-e32", "b32", 32, ROBUST),
+)
+PUBLISHED = {"group_size": 4, "capacity_factor": 1.5}
+"""Of the released configuration of the attack: four images share the experts' places."""
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """Bring the V-MoEs of the papers, small ones, and two with the published capacity."""
+    for name, size, num_experts, source in VARIANTS:
+        _register(register, name, size, num_experts, source)
+    for name, size, num_experts in (("b32-e32", "b32", 32), ("b16-e8", "b16", 8)):
+        _register(register, f"vmoe/{name}-capacity", size, num_experts, ROBUST, PUBLISHED)
+
+
+def _register(
+    register: Register,
+    name: str,
+    size: str,
+    num_experts: int,
+    source: str,
+    changes: dict[str, int | float] | None = None,
+) -> None:
+    patch_size, width, depth, heads, pre_logits, moe_blocks, sizes = SIZES[size]
+    dropping = ", whose places four images share" if changes else ""
+    register(
+        name,
+        "harness_vmoe.model:vmoe",
+        card=ModelCard(
+            summary=f"A vision transformer of {depth} blocks, {width} wide, on patches of "
+            f"{patch_size} pixels, {len(moe_blocks)} of them with {num_experts} experts{dropping}.",
+            source=source,
+            sizes=sizes,
+            num_experts=num_experts,
+            num_selected=2,
+            router_gradient="soft",
+            batch_coupled=bool(changes),
+        ),
+        defaults={
+            "patch_size": patch_size,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "pre_logits": pre_logits,
+            "moe_blocks": moe_blocks,
+            "num_experts": num_experts,
+            **DEFAULTS,
+            **(changes or {}),
+        },
+    )

@@ -1,0 +1,189 @@
+"""V-MoE: a vision transformer with sparse layers (Riquelme et al., 2021, arXiv 2106.05974)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from harness.api import ModelContext, ModelError, Routing, did_you_mean
+from harness.tensors import Routed
+from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding
+from harness_vmoe.dispatch import DISPATCHES
+from harness_vmoe.moe import SparseMlp, Sparsity, Steering
+
+if TYPE_CHECKING:
+    from harness.tensors import Images, Logits
+
+
+class VMoE(nn.Module):
+    """A vision transformer in some of whose blocks experts stand in for the MLP.
+
+    Args:
+        architecture: Of the dense part.
+        sparsity: Of each sparse layer.
+        moe_blocks: Indices of the blocks with experts.
+        channels: Of the images.
+        num_classes: Length of the logits.
+        input_size: (height, width) that images are resized to.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        sparsity: Sparsity,
+        *,
+        moe_blocks: tuple[int, ...],
+        channels: int,
+        num_classes: int,
+        input_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        width, hidden = architecture.width, architecture.mlp_width
+        self.embedding = PatchEmbedding(channels, input_size, architecture.patch_size, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                architecture.heads,
+                SparseMlp(width, hidden, sparsity) if index in moe_blocks else Mlp(width, hidden),
+            )
+            for index in range(architecture.depth)
+        )
+        self.head = Head(width, num_classes, pre_logits=architecture.pre_logits)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) that images are resized to."""
+        return self.embedding.input_size
+
+    def forward(self, images: Images) -> Logits:
+        """The logits alone."""
+        return self.routed(images).logits
+
+    def routed(
+        self,
+        images: Images,
+        *,
+        routes: tuple[Routing, ...] | None = None,
+        relaxed: bool = False,
+        detach_router: bool = False,
+    ) -> Routed:
+        """The logits and the routing of each sparse layer; see `RoutedClassifier`."""
+        tokens = self.embedding(images)
+        found: list[Routing] = []
+        losses: list[Tensor] = []
+        for block in self._blocks():
+            if not isinstance(block.mlp, SparseMlp):
+                tokens = block(tokens)
+                continue
+            replayed = None if routes is None else routes[len(found)]
+            tokens = block.attended(tokens)
+            mixed = block.mlp(block.mlp_norm(tokens), Steering(replayed, relaxed, detach_router))
+            tokens = tokens + mixed.tokens
+            found.append(mixed.routing)
+            losses.append(mixed.auxiliary_loss)
+        return Routed(self.head(tokens), tuple(found), torch.stack(losses).sum(dim=0))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of the routers, of the experts, and others."""
+        layers = self._layers()
+        router = [weight for layer in layers for weight in layer.router.parameters()]
+        experts = [weight for layer in layers for weight in layer.experts.parameters()]
+        known = {id(weight) for weight in (*router, *experts)}
+        other = [weight for weight in self.parameters() if id(weight) not in known]
+        return {"router": router, "experts": experts, "other": other}
+
+    def active_parameters(self) -> int:
+        """All but the experts that do not work for a token."""
+        idle = 0
+        for layer in self._layers():
+            one = sum(weight[0].numel() for weight in layer.experts.parameters())
+            idle += one * (layer.sparsity.num_experts - layer.sparsity.num_selected)
+        return sum(weight.numel() for weight in self.parameters()) - idle
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _layers(self) -> list[SparseMlp]:
+        return [block.mlp for block in self._blocks() if isinstance(block.mlp, SparseMlp)]
+
+
+def vmoe(  # noqa: PLR0913 - the columns of the papers' tables
+    context: ModelContext,
+    *,
+    patch_size: int,
+    width: int,
+    depth: int,
+    heads: int,
+    pre_logits: bool,
+    image_size: int,
+    moe_blocks: tuple[int, ...],
+    num_experts: int,
+    num_selected: int,
+    group_size: int,
+    capacity_factor: float,
+    batch_priority: bool,
+    dispatch: str,
+) -> nn.Module:
+    """A V-MoE whose MLPs and experts are four times as wide as a token.
+
+    Args:
+        context: Classes and canvas.
+        patch_size: Pixels of a patch's side.
+        width: Length of a token.
+        depth: Blocks.
+        heads: Attention heads of a block.
+        pre_logits: Put a dense layer with tanh before the head.
+        image_size: Side in pixels that images are resized to; 0 takes the canvas as it is.
+        moe_blocks: Indices of the blocks with experts.
+        num_experts: Experts of each of them.
+        num_selected: Experts that work for one token.
+        group_size: Consecutive images that share the experts' capacity.
+        capacity_factor: Places as a multiple of what balanced tokens need; 0 drops nothing.
+        batch_priority: Give the places to the tokens with the largest gates first.
+        dispatch: "grouped", "loop" or "einsum": the same outputs at another speed.
+
+    Raises:
+        ModelError: Numbers that do not fit each other.
+    """
+    channels, *canvas = context.image_shape
+    input_size = (image_size, image_size) if image_size else (canvas[0], canvas[1])
+    if any(side % patch_size or side <= 0 for side in input_size):
+        raise ModelError(
+            f"patches of {patch_size} pixels do not fill images of {input_size[0]}x{input_size[1]}"
+            f"; set image_size to a multiple of {patch_size}"
+        )
+    if width % heads:
+        raise ModelError(f"{heads} heads do not share a width of {width}; choose a divisor")
+    if not moe_blocks or not all(0 <= block < depth for block in moe_blocks):
+        raise ModelError(f"moe_blocks must name some of the blocks 0 to {depth - 1}")
+    sparsity = Sparsity(
+        num_experts, num_selected, group_size, capacity_factor, batch_priority, dispatch
+    )
+    _check(sparsity)
+    return VMoE(
+        Architecture(patch_size, width, depth, heads, 4 * width, pre_logits=pre_logits),
+        sparsity,
+        moe_blocks=tuple(moe_blocks),
+        channels=channels,
+        num_classes=context.num_classes,
+        input_size=input_size,
+    )
+
+
+def _check(sparsity: Sparsity) -> None:
+    if not 1 <= sparsity.num_selected <= sparsity.num_experts:
+        raise ModelError(
+            f"num_selected={sparsity.num_selected} of {sparsity.num_experts} experts cannot be "
+            f"chosen; set it to 1 to {sparsity.num_experts}"
+        )
+    if sparsity.group_size < 1:
+        raise ModelError(f"group_size={sparsity.group_size} images are no group; set 1 or more")
+    if sparsity.capacity_factor < 0:
+        raise ModelError("capacity_factor is below 0; set 0 to drop nothing")
+    if sparsity.dispatch not in DISPATCHES:
+        raise ModelError(
+            f"dispatch {sparsity.dispatch!r} is not known"
+            f"{did_you_mean(sparsity.dispatch, list(DISPATCHES))}"
+        )

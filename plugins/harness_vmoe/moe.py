@@ -1,0 +1,152 @@
+"""The sparse layer of V-MoE: a router and its experts (Riquelme et al., 2021, arXiv 2106.05974)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from harness.api import Routing
+from harness_vmoe.dispatch import DISPATCHES, Experts
+from harness_vmoe.losses import auxiliary_loss
+from harness_vmoe.router import Router, best_experts, capacity_of, within_capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The numbers that make a sparse layer.
+
+    Attributes:
+        num_experts: MLPs of the layer.
+        num_selected: Those that work for one token.
+        group_size: Images that share the experts' capacity, and a number of the auxiliary loss.
+        capacity_factor: Places as a multiple of what balanced tokens need; 0 drops nothing.
+        batch_priority: Give the places to the tokens with the largest gates first.
+        dispatch: How tokens come to their experts, one of `DISPATCHES`.
+        is_rounded: Send tokens and outputs in bfloat16, as the released models do.
+    """
+
+    num_experts: int
+    num_selected: int
+    group_size: int = 1
+    capacity_factor: float = 0.0
+    batch_priority: bool = False
+    dispatch: str = "grouped"
+    is_rounded: bool = False
+
+
+class Mixed(NamedTuple):
+    """What a sparse layer tells of one forward pass."""
+
+    tokens: Tensor
+    routing: Routing
+    auxiliary_loss: Tensor  # weighted; one number for each group
+
+
+class Steering(NamedTuple):
+    """How a pass departs from the router's own way; see `RoutedClassifier.routed`."""
+
+    replayed: Routing | None = None
+    relaxed: bool = False
+    detach_router: bool = False
+
+
+PLAIN = Steering()
+
+
+class SparseMlp(nn.Module):
+    """An MLP for each token that is a sum of a few experts', weighted by their gates.
+
+    The gates are a softmax over all experts and are not made to sum to 1 over the chosen ones.
+    """
+
+    def __init__(self, width: int, hidden: int, sparsity: Sparsity) -> None:
+        super().__init__()
+        self.sparsity = sparsity
+        self.router = Router(width, sparsity.num_experts)
+        self.experts = Experts(sparsity.num_experts, width, hidden)
+
+    def forward(self, tokens: Tensor, steering: Steering = PLAIN) -> Mixed:
+        """The mixed outputs for tokens (batch, token, width); a token without a place has 0."""
+        routing, noisy = steering.replayed, None
+        if routing is None:
+            gate_logits = self.router(tokens)
+            noisy = self.router.noisy(gate_logits) if self.training else None
+            routing = self._routing(gate_logits, gate_logits if noisy is None else noisy)
+        if steering.detach_router:
+            routing, noisy = _detached(routing), None if noisy is None else noisy.detach()
+        outputs = self._outputs(tokens, routing, relaxed=steering.relaxed)
+        return Mixed(outputs, routing, self._auxiliary(routing.gate_logits, noisy))
+
+    def _routing(self, gate_logits: Tensor, noisy: Tensor) -> Routing:
+        gates = noisy.softmax(dim=2)
+        experts = best_experts(gates, self.sparsity.num_selected)
+        return Routing(gate_logits, gates, experts, self._kept(experts, gates))
+
+    def _kept(self, experts: Tensor, gates: Tensor) -> Tensor:
+        sparsity = self.sparsity
+        if not sparsity.capacity_factor:
+            return torch.ones_like(experts, dtype=torch.bool)
+        parts = zip(self._by_group(experts), self._by_group(gates), strict=True)
+        kept = [self._within_capacity(chosen, part) for chosen, part in parts]
+        return torch.cat([part.reshape(-1, *experts.shape[1:]) for part in kept])
+
+    def _within_capacity(self, experts: Tensor, gates: Tensor) -> Tensor:
+        _, tokens, num_experts = gates.shape
+        factor = self.sparsity.capacity_factor
+        capacity = capacity_of(tokens, experts.shape[2], num_experts, factor)
+        return within_capacity(
+            experts, gates, capacity, batch_priority=self.sparsity.batch_priority
+        )
+
+    def _outputs(self, tokens: Tensor, routing: Routing, *, relaxed: bool) -> Tensor:
+        gates, experts = routing.gates, routing.experts
+        weights = gates.gather(2, experts) * routing.kept
+        if relaxed:
+            experts = torch.arange(gates.shape[2], device=gates.device).expand_as(gates)
+            weights = gates
+        sent = self._rounded(tokens.flatten(0, 1))
+        dispatch = DISPATCHES[self.sparsity.dispatch]
+        outputs = self._rounded(dispatch(self.experts, sent, experts.flatten(0, 1)))
+        mixed: Tensor = (weights.flatten(0, 1)[:, :, None] * outputs).sum(dim=1)
+        return mixed.view_as(tokens)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return values.bfloat16().to(values.dtype) if self.sparsity.is_rounded else values
+
+    def _auxiliary(self, gate_logits: Tensor, noisy: Tensor | None) -> Tensor:
+        """One number for each group, or for each image where the last group is not full."""
+        clean = self._by_group(gate_logits)
+        noised = [None] * len(clean) if noisy is None else self._by_group(noisy)
+        found = [
+            auxiliary_loss(*pair, self.sparsity.num_selected)
+            for pair in zip(clean, noised, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
+        tokens = gate_logits.shape[1]
+        return torch.cat(
+            [
+                losses.repeat_interleave(part.shape[1] // tokens)
+                for losses, part in zip(found, clean, strict=True)
+            ]
+        )
+
+    def _by_group(self, values: Tensor) -> Sequence[Tensor]:
+        """(batch, token, any) as (group, token, any), the rest of the batch as a smaller group."""
+        size = self.sparsity.group_size
+        whole = len(values) // size * size
+        parts = (
+            values[:whole].reshape(-1, size * values.shape[1], values.shape[2]),
+            values[whole:].reshape(1, -1, values.shape[2]),
+        )
+        return [part for part in parts if part.numel()]
+
+
+def _detached(routing: Routing) -> Routing:
+    return replace(routing, gate_logits=routing.gate_logits.detach(), gates=routing.gates.detach())
