@@ -7,11 +7,12 @@ after the other, `einsum` lets every expert see every token and is there to test
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,8 +50,14 @@ class Experts(nn.Module):
         self.out = ExpertDense(num_experts, hidden, width)
 
 
-Dispatch: TypeAlias = Callable[[Experts, Tensor, Tensor], Tensor]
-"""Of tokens (token, width) and their experts (token, k) the outputs (token, k, width)."""
+Rows: TypeAlias = Float[Tensor, "row inputs"]
+Tokens: TypeAlias = Float[Tensor, "token width"]
+Chosen: TypeAlias = Int[Tensor, "token k"]
+Outputs: TypeAlias = Float[Tensor, "token k width"]
+Kernels: TypeAlias = Float[Tensor, "expert inputs outputs"]
+Products: TypeAlias = Float[Tensor, "row outputs"]
+Ends: TypeAlias = Int[Tensor, "expert"]
+Dispatch: TypeAlias = Callable[[Experts, Tensor, Tensor], Tensor]  # Tokens, Chosen -> Outputs
 
 
 class _Groups(NamedTuple):
@@ -67,7 +74,7 @@ class _Groups(NamedTuple):
     owner: Tensor
 
 
-def grouped(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
+def grouped(mlp: Experts, tokens: Tokens, experts: Chosen) -> Outputs:
     """Sorted by expert, all products at once; no number goes back to the host on the way."""
     copies = _copies(tokens, experts)
     if tokens.is_meta:
@@ -80,7 +87,7 @@ def grouped(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
     return outputs.index_select(0, groups.slots).view(*experts.shape, -1)
 
 
-def loop(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
+def loop(mlp: Experts, tokens: Tokens, experts: Chosen) -> Outputs:
     """One expert after the other, as many rows each as it has tokens."""
     copies = _copies(tokens, experts)
     if tokens.is_meta:
@@ -92,7 +99,7 @@ def loop(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
     return outputs.index_select(0, order.sort().indices).view(*experts.shape, -1)
 
 
-def einsum(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
+def einsum(mlp: Experts, tokens: Tokens, experts: Chosen) -> Outputs:
     """Every expert sees every token, and the chosen outputs are read: slow, for reference."""
     # N token, E expert, D width, F hidden
     hidden = torch.einsum("nd,edf->nef", tokens, mlp.hidden.weight) + mlp.hidden.bias
@@ -100,11 +107,13 @@ def einsum(mlp: Experts, tokens: Tensor, experts: Tensor) -> Tensor:
     return outputs.gather(1, experts[:, :, None].expand(-1, -1, outputs.shape[2]))
 
 
-DISPATCHES = MappingProxyType({"grouped": grouped, "loop": loop, "einsum": einsum})
+DISPATCHES: Mapping[str, Dispatch] = MappingProxyType(
+    {"grouped": grouped, "loop": loop, "einsum": einsum}
+)
 
 
-def _copies(tokens: Tensor, experts: Tensor) -> Tensor:
-    """A row for each choice: (token * k, width)."""
+def _copies(tokens: Tokens, experts: Chosen) -> Rows:
+    """A row for each choice."""
     return tokens[:, None].expand(-1, experts.shape[1], -1).flatten(0, 1)
 
 
@@ -112,25 +121,25 @@ def _gelu(hidden: Tensor) -> Tensor:
     return functional.gelu(hidden, approximate="tanh")
 
 
-def _on_meta(mlp: Experts, copies: Tensor) -> Tensor:
+def _on_meta(mlp: Experts, copies: Rows) -> Rows:
     """The work of one expert on each row: without numbers nobody knows which expert."""
     hidden = _gelu(copies @ mlp.hidden.weight[0] + mlp.hidden.bias[0])
     return hidden @ mlp.out.weight[0] + mlp.out.bias[0]
 
 
-def _one_expert(mlp: Experts, expert: int, rows: Tensor) -> Tensor:
+def _one_expert(mlp: Experts, expert: int, rows: Rows) -> Rows:
     padded = functional.pad(rows, (0, 0, 0, -len(rows) % ROW_GROUP))
     hidden = _gelu(padded @ mlp.hidden.weight[expert] + mlp.hidden.bias[expert])
     outputs = hidden @ mlp.out.weight[expert] + mlp.out.bias[expert]
     return outputs[: len(rows)]
 
 
-def _counts(experts: Tensor, num_experts: int) -> Tensor:
+def _counts(experts: Chosen, num_experts: int) -> Ends:
     flat = experts.flatten()
     return flat.new_zeros(num_experts).scatter_add(0, flat, torch.ones_like(flat))
 
 
-def _groups(experts: Tensor, num_experts: int) -> _Groups:
+def _groups(experts: Chosen, num_experts: int) -> _Groups:
     """A buffer that is large enough for any choice, whose spare rows are the last expert's."""
     flat = experts.flatten()
     rows = math.ceil((len(flat) + num_experts * (ROW_GROUP - 1)) / ROW_GROUP) * ROW_GROUP
@@ -147,7 +156,7 @@ def _groups(experts: Tensor, num_experts: int) -> _Groups:
     return _Groups(slots, ends.to(torch.int32), owner)
 
 
-def _grouped_dense(dense: ExpertDense, rows: Tensor, groups: _Groups) -> Tensor:
+def _grouped_dense(dense: ExpertDense, rows: Rows, groups: _Groups) -> Products:
     device = rows.device.type
     weight: Tensor = dense.weight
     if torch.is_autocast_enabled(device):
@@ -158,17 +167,17 @@ def _grouped_dense(dense: ExpertDense, rows: Tensor, groups: _Groups) -> Tensor:
     return products + dense.bias.index_select(0, groups.owner).to(products.dtype)
 
 
-def _grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def _grouped_product(rows: Rows, weight: Kernels, ends: Ends) -> Products:
     product: Tensor = functional.grouped_mm(rows, weight, offs=ends)
     return product
 
 
-def _split_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def _split_product(rows: Rows, weight: Kernels, ends: Ends) -> Products:
     parts = rows.tensor_split(ends[:-1].cpu().long())
     return torch.cat([part @ kernel for part, kernel in zip(parts, weight, strict=True)])
 
 
-def _is_groupable(rows: Tensor, weight: Tensor) -> bool:
+def _is_groupable(rows: Rows, weight: Kernels) -> bool:
     """Whether torch multiplies groups of this type and width."""
     widths = (weight.shape[1] * weight.element_size(), weight.shape[2] * weight.element_size())
     return (

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from harness.api import ModelContext, ModelError, Routing, did_you_mean
-from harness.tensors import Routed
+from harness.tensors import Images, Logits, Routed
 from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding
 from harness_vmoe.dispatch import DISPATCHES
 from harness_vmoe.moe import SparseMlp, Sparsity, Steering
-
-if TYPE_CHECKING:
-    from harness.tensors import Images, Logits
 
 
 class VMoE(nn.Module):

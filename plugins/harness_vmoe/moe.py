@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from harness.api import Routing
 from harness_vmoe.dispatch import DISPATCHES, Experts
 from harness_vmoe.losses import auxiliary_loss
-from harness_vmoe.router import Router, best_experts, capacity_of, within_capacity
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from harness_vmoe.router import (
+    Choices,
+    Gates,
+    Kept,
+    Router,
+    Tokens,
+    best_experts,
+    capacity_of,
+    within_capacity,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Sparsity:
 class Mixed(NamedTuple):
     """What a sparse layer tells of one forward pass."""
 
-    tokens: Tensor
+    tokens: Tokens
     routing: Routing
     auxiliary_loss: Tensor  # weighted; one number for each group
 
@@ -71,8 +78,8 @@ class SparseMlp(nn.Module):
         self.router = Router(width, sparsity.num_experts)
         self.experts = Experts(sparsity.num_experts, width, hidden)
 
-    def forward(self, tokens: Tensor, steering: Steering = PLAIN) -> Mixed:
-        """The mixed outputs for tokens (batch, token, width); a token without a place has 0."""
+    def forward(self, tokens: Tokens, steering: Steering = PLAIN) -> Mixed:
+        """The mixed outputs; those of a token without a place are 0."""
         routing, noisy = steering.replayed, None
         if routing is None:
             gate_logits = self.router(tokens)
@@ -83,12 +90,12 @@ class SparseMlp(nn.Module):
         outputs = self._outputs(tokens, routing, relaxed=steering.relaxed)
         return Mixed(outputs, routing, self._auxiliary(routing.gate_logits, noisy))
 
-    def _routing(self, gate_logits: Tensor, noisy: Tensor) -> Routing:
+    def _routing(self, gate_logits: Gates, noisy: Gates) -> Routing:
         gates = noisy.softmax(dim=2)
         experts = best_experts(gates, self.sparsity.num_selected)
         return Routing(gate_logits, gates, experts, self._kept(experts, gates))
 
-    def _kept(self, experts: Tensor, gates: Tensor) -> Tensor:
+    def _kept(self, experts: Choices, gates: Gates) -> Kept:
         sparsity = self.sparsity
         if not sparsity.capacity_factor:
             return torch.ones_like(experts, dtype=torch.bool)
@@ -96,7 +103,7 @@ class SparseMlp(nn.Module):
         kept = [self._within_capacity(chosen, part) for chosen, part in parts]
         return torch.cat([part.reshape(-1, *experts.shape[1:]) for part in kept])
 
-    def _within_capacity(self, experts: Tensor, gates: Tensor) -> Tensor:
+    def _within_capacity(self, experts: Choices, gates: Gates) -> Kept:
         _, tokens, num_experts = gates.shape
         factor = self.sparsity.capacity_factor
         capacity = capacity_of(tokens, experts.shape[2], num_experts, factor)
@@ -104,7 +111,7 @@ class SparseMlp(nn.Module):
             experts, gates, capacity, batch_priority=self.sparsity.batch_priority
         )
 
-    def _outputs(self, tokens: Tensor, routing: Routing, *, relaxed: bool) -> Tensor:
+    def _outputs(self, tokens: Tokens, routing: Routing, *, relaxed: bool) -> Tokens:
         gates, experts = routing.gates, routing.experts
         weights = gates.gather(2, experts) * routing.kept
         if relaxed:
@@ -119,7 +126,7 @@ class SparseMlp(nn.Module):
     def _rounded(self, values: Tensor) -> Tensor:
         return values.bfloat16().to(values.dtype) if self.sparsity.is_rounded else values
 
-    def _auxiliary(self, gate_logits: Tensor, noisy: Tensor | None) -> Tensor:
+    def _auxiliary(self, gate_logits: Gates, noisy: Gates | None) -> Float[Tensor, groups]:
         """One number for each group, or for each image where the last group is not full."""
         clean = self._by_group(gate_logits)
         noised = [None] * len(clean) if noisy is None else self._by_group(noisy)
@@ -137,7 +144,7 @@ class SparseMlp(nn.Module):
             ]
         )
 
-    def _by_group(self, values: Tensor) -> Sequence[Tensor]:
+    def _by_group(self, values: Tensor) -> list[Tensor]:
         """(batch, token, any) as (group, token, any), the rest of the batch as a smaller group."""
         size = self.sparsity.group_size
         whole = len(values) // size * size

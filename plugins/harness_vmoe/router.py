@@ -6,17 +6,20 @@ Numbers of steps and rounding are those of google-research/vmoe, `NoisyTopExpert
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from harness_vit.vit import start_lecun_normal
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+Tokens: TypeAlias = Float[Tensor, "group token width"]  # a group is an image, or several
+Gates: TypeAlias = Float[Tensor, "group token expert"]
+Choices: TypeAlias = Int[Tensor, "group token k"]  # experts, best first
+Kept: TypeAlias = Bool[Tensor, "group token k"]  # False where capacity dropped the choice
 
 NOISE = 1.0
 """Spread of the noise of training, to be divided by the number of experts."""
@@ -33,13 +36,13 @@ class Router(nn.Module):
         self.dense = nn.Linear(width, num_experts, bias=False)
         start_lecun_normal(self.dense)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Gate logits (batch, token, expert)."""
+    def forward(self, tokens: Tokens) -> Gates:
+        """The gate logits of each token."""
         weight = self.dense.weight
         with _without_autocast(tokens.device.type):
             return functional.linear(tokens.to(weight.dtype), weight)
 
-    def noisy(self, gate_logits: Tensor) -> Tensor:
+    def noisy(self, gate_logits: Gates) -> Gates:
         """The gate logits with fresh noise in training, as they are in evaluation."""
         if not self.training:
             return gate_logits
@@ -51,7 +54,7 @@ def noise_spread(num_experts: int) -> float:
     return NOISE / num_experts
 
 
-def best_experts(gates: Tensor, num_selected: int) -> Tensor:
+def best_experts(gates: Gates, num_selected: int) -> Choices:
     """The experts with the largest gates, best first; of equal gates the lowest index first."""
     order = gates.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :num_selected]
@@ -67,17 +70,15 @@ def capacity_of(tokens: int, num_selected: int, num_experts: int, factor: float)
     return -(-needed // ROUNDING) * ROUNDING
 
 
-def within_capacity(
-    experts: Tensor, gates: Tensor, capacity: int, *, batch_priority: bool
-) -> Tensor:
-    """Which choices find a free place at their expert: bool (group, token, k).
+def within_capacity(experts: Choices, gates: Gates, capacity: int, *, batch_priority: bool) -> Kept:
+    """Which choices find a free place at their expert.
 
     All first choices of a group come before all second ones; within a rank tokens come in their
     order, or with batch priority in that of their largest gates.
 
     Args:
-        experts: (group, token, k), best first.
-        gates: (group, token, expert).
+        experts: Chosen by each token.
+        gates: By which they were chosen.
         capacity: Places of an expert in each group.
         batch_priority: Let tokens with a large gate come first.
     """
@@ -89,8 +90,8 @@ def within_capacity(
     return places.new_zeros(places.shape).scatter(1, order, places) < capacity
 
 
-def _places(experts: Tensor, num_experts: int) -> Tensor:
-    """How many earlier choices of the group went to the same expert: (group, token, k)."""
+def _places(experts: Choices, num_experts: int) -> Int[Tensor, "group token k"]:
+    """How many earlier choices of the group went to the same expert."""
     queue = experts.transpose(1, 2).flatten(1)
     chosen, order = queue.sort(dim=1, stable=True)
     counts = queue.new_zeros(len(queue), num_experts).scatter_add(1, queue, torch.ones_like(queue))
