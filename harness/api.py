@@ -115,7 +115,8 @@ class ModelContext:
     Attributes:
         num_classes: Length of the logits.
         image_shape: (channel, height, width) of the suite's canvas; resize inside the model.
-        model: Builds another registered model for the same data, by name.
+        model: Builds another registered model for the same data, by name; two of one name get
+            weights of their own.
     """
 
     num_classes: int

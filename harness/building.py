@@ -52,7 +52,7 @@ def build_model(
             name,
             num_classes=num_classes,
             image_shape=image_shape,
-            seed=seed,
+            seed=int(torch.randint(2**31, (), device="cpu")),
             **parameters,
         )
 
