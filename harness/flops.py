@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from harness.errors import ModelError
+from harness.numerics import ROW_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,8 @@ if _GROUPED not in flop_registry:
 def count_flops(model: Classifier, image_shape: tuple[int, int, int], name: str) -> int:
     """Operations of one image's forward pass, multiply and add counted apart.
 
+    Counted over a whole group of rows, so that no padding inside the model is.
+
     Args:
         model: In evaluation mode.
         image_shape: (channel, height, width).
@@ -75,12 +78,16 @@ def count_flops(model: Classifier, image_shape: tuple[int, int, int], name: str)
         ModelError: An operator that is neither in torch's flop counter nor known to be free.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    found = _counted(model, {}, torch.zeros(1, *image_shape, device=device), name)
+    shape = (
+        ROW_GROUP,
+        *image_shape,
+    )  # padding to whole groups of rows inside a model costs nothing
+    found = _counted(model, {}, torch.zeros(shape, device=device), name)
     if found.is_grouped and device.type != "meta":
         # groups are padded, more for one image than for many; without numbers there is no padding
         with suppress(ModelError, NotImplementedError, RuntimeError):
             state = {key: value.to("meta") for key, value in _state(model)}
-            return _counted(model, state, torch.zeros(1, *image_shape, device="meta"), name).flops
+            return _counted(model, state, torch.zeros(shape, device="meta"), name).flops
     return found.flops
 
 
@@ -94,19 +101,19 @@ def _state(model: Classifier) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _counted(model: Classifier, state: dict[str, Tensor], image: Tensor, name: str) -> _Count:
-    """The operations, with other parameters and buffers in place of the model's own."""
+def _counted(model: Classifier, state: dict[str, Tensor], images: Tensor, name: str) -> _Count:
+    """The operations of each image, with other parameters and buffers in place of the model's own."""
     watch = _Watch()
     counter = FlopCounterMode(display=False)
     # the fused attention of the CPU has no formula in torch; its plain form has
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watch, counter:
-        functional_call(model, state, (image,))
+        functional_call(model, state, (images,))
     if watch.unknown:
         raise ModelError(
             f"{name}: no formula for the operations of {', '.join(sorted(watch.unknown))}; "
             "register one with torch.utils.flop_counter.register_flop_formula"
         )
-    return _Count(int(counter.get_total_flops()), watch.is_grouped)
+    return _Count(int(counter.get_total_flops()) // ROW_GROUP, watch.is_grouped)
 
 
 class _Watch(TorchDispatchMode):

@@ -70,11 +70,13 @@ class Grouped(nn.Module):
         self.knows_meta = knows_meta
 
     def forward(self, images):
-        rows = images.flatten(2)[0]
+        rows = images.flatten(2).flatten(0, 1)
         if images.is_meta and self.knows_meta:
             return rows @ self.weight[0]
-        padded = functional.pad(rows, (0, 0, 0, 5))
-        ends = torch.tensor([4, 8], dtype=torch.int32, device=images.device)
+        padded = functional.pad(rows, (0, 0, 0, 5 * len(images)))
+        ends = torch.tensor(
+            [4 * len(images), 8 * len(images)], dtype=torch.int32, device=images.device
+        )
         if images.is_meta:
             raise NotImplementedError
         return functional.grouped_mm(padded, self.weight, offs=ends)
@@ -86,3 +88,18 @@ def test_a_grouped_product_counts_every_row_once_without_padding_where_that_can_
     knows_meta, rows
 ):
     assert count_flops(Grouped(knows_meta=knows_meta), (3, 4, 4), "grouped") == rows * 128
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, 10)
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        missing = flat[:1].expand(-len(flat) % 8, -1)
+        return self.linear(torch.cat([flat, missing]))[: len(flat)]
+
+
+def test_padding_to_whole_groups_inside_a_model_costs_nothing():
+    assert count_flops(Padded(), (3, 4, 4), "padded") == 960
