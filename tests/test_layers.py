@@ -26,6 +26,7 @@ LIGHT = [
     "harness_attacks",
     "harness_cnn",
     "harness_datasets",
+    "harness_dual_moe",
     "harness_metrics",
     "harness_recipes",
     "harness_vit",

@@ -1,0 +1,126 @@
+"""Mixtures of complete classifiers, and dual models of a standard and a robust half."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.api import ModelCard, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.api import Register
+
+SOURCE = "Zhang et al., 2025, https://arxiv.org/abs/2502.06832"
+RELEASED = f"{SOURCE}, as released: TIML-Group/Robust-MoE-Dual-Model at 30ef94d"
+
+CIFAR_MEAN = (125.307 / 255, 122.961 / 255, 113.8575 / 255)
+CIFAR_STD = (51.5865 / 255, 50.847 / 255, 51.255 / 255)
+"""Of the released code, there of pixels from 0 to 255."""
+
+NUM_EXPERTS = 4
+ALPHA = 0.7
+"""Default of the released scripts."""
+
+CIFAR: Mapping[str, Any] = {"mean": CIFAR_MEAN, "std": CIFAR_STD, "expert_input": "images"}
+READ_NORMALISED: Mapping[str, Any] = {**CIFAR, "expert_input": "normalised"}
+GREY: Mapping[str, Any] = {"mean": (0.5,), "std": (0.5,), "expert_input": "images"}
+HARD: Mapping[str, Any] = {
+    "num_selected": 1,
+    "router_gradient": "none",
+    "router_trainable": False,
+}
+TOP_2: Mapping[str, Any] = {
+    "num_selected": 2,
+    "router_gradient": "soft",
+    "router_trainable": True,
+}
+SOFT: Mapping[str, Any] = {**TOP_2, "num_selected": NUM_EXPERTS}
+
+
+class _Family(NamedTuple):
+    """Mixtures of one kind of expert."""
+
+    name: str
+    expert: str
+    told: str  # as the cards call it
+    data: Mapping[str, Any]
+    router: str
+    sizes: tuple[int, ...]
+
+
+FAMILIES = (
+    _Family("resnet18-e4", "cnn/resnet18", "ResNet-18s", READ_NORMALISED, "linear", (32, 64)),
+    _Family("resnet14w24-e4", "cnn/resnet14w24", "small ResNets", CIFAR, "linear", (32, 64)),
+    _Family("digits", "cnn/digits", "small ResNets", GREY, "linear", (8,)),
+)
+WAYS = (
+    ("", HARD, "of which a router that is never trained chooses one", RELEASED),
+    ("-top2", TOP_2, "of which the two with the largest gates are mixed", SOURCE),
+    ("-soft", SOFT, "all mixed by their gates", f"{SOURCE}, its formula"),
+)
+DUALS = (
+    # name, half, sizes
+    ("dual/resnet18", "moe/resnet18-e4", (32, 64)),
+    ("dual/resnet14w24", "moe/resnet14w24-e4", (32, 64)),
+    ("dual/digits", "moe/digits", (8,)),
+)
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """Bring mixtures of three kinds of expert, each mixed in three ways, and three dual models."""
+    for family in FAMILIES:
+        for suffix, way, told, source in WAYS:
+            _register_mixture(register, family, f"moe/{family.name}{suffix}", way, told, source)
+    for name, half, sizes in DUALS:
+        register(
+            name,
+            "harness_dual_moe.dual:dual",
+            card=ModelCard(
+                summary=f"A standard and a robust {half}, whose logits are added up.",
+                source=RELEASED,
+                sizes=sizes,
+                num_experts=NUM_EXPERTS,
+                num_selected=1,
+                router_gradient="none",
+            ),
+            defaults={
+                "standard": half,
+                "robust": half,
+                "standard_parameters": {},
+                "robust_parameters": {},
+                "alpha": ALPHA,
+                "combine": "logits",
+            },
+        )
+
+
+def _register_mixture(
+    register: Register,
+    family: _Family,
+    name: str,
+    way: Mapping[str, Any],
+    told: str,
+    source: str,
+) -> None:
+    register(
+        name,
+        "harness_dual_moe.mixture:mixture",
+        card=ModelCard(
+            summary=f"{NUM_EXPERTS} {family.told}, {told}.",
+            source=source,
+            sizes=family.sizes,
+            num_experts=NUM_EXPERTS,
+            num_selected=way["num_selected"],
+            router_gradient=way["router_gradient"],
+        ),
+        defaults={
+            "expert": family.expert,
+            "expert_parameters": {},
+            "num_experts": NUM_EXPERTS,
+            "router": family.router,
+            **way,
+            **family.data,
+        },
+    )
