@@ -273,6 +273,54 @@ def test_autopgd_ends_where_the_official_one_does(registry):
 
 
 @official
+def test_pgd_on_the_dual_model_ends_where_the_official_one_does(registry):
+    arrays = loaded("jtdmoe_loss_terms_eval")
+    model, (_, _, samples) = released_dual(registry, alpha=0.7), released_mixture(registry)
+    objective = objective_of(model, cross_entropy, samples.labels, batch_size=8)
+
+    found = pgd(
+        objective,
+        samples.images,
+        samples.labels,
+        THREAT,
+        noise=Noise(0, samples.ids, (3, 32, 32)),
+        steps=9,
+        start=[samples.images - THREAT.epsilon],
+        **STEP,
+    )
+
+    expected = torch.from_numpy(arrays["dual_x_adv_alpha07"]) * model.robust.std + model.robust.mean
+    assert_close(found, expected.numpy(), GREY_LEVEL)
+    assert_close(model(found), arrays["dual_logits_adv_alpha07"], ALONG)
+
+
+@official
+def test_the_divergence_of_the_second_expert_is_the_official_one(registry):
+    arrays = loaded("rter_loss_terms_eval")
+    _, model, samples = released_mixture(registry)
+    attacked_images = torch.from_numpy(arrays["x_adv_second"]) * model.std + model.mean
+    second = (model.routed(samples.images).routes[0].forced(1),)
+
+    clean = model.routed(samples.images, routes=second).logits.log_softmax(dim=1)
+    moved = model.routed(attacked_images, routes=second).logits.log_softmax(dim=1)
+
+    divergence = (clean.exp() * (clean - moved)).sum(dim=1)
+    assert second[0].experts[:, 0, 0].tolist() == arrays["second_expert"].tolist()
+    assert_close(divergence, arrays["kl_per_sample"], ALONG)
+
+
+@official
+def test_the_loss_on_the_official_adversarial_images_is_the_official_one(registry):
+    arrays = loaded("rter_loss_terms_eval")
+    _, model, samples = released_mixture(registry)
+    images = torch.from_numpy(arrays["x_adv_model"]) * model.std + model.mean
+
+    loss = nn.functional.cross_entropy(model(images), samples.labels)
+
+    assert_close(loss, arrays["ce_model"], FORWARD)
+
+
+@official
 def test_the_full_width_has_the_official_parameters(registry):
     arrays = loaded("moe_resnet_full_seed0")
     with torch.device("meta"):
