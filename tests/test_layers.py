@@ -25,6 +25,7 @@ LIGHT = [
     "harness_art",
     "harness_attacks",
     "harness_cnn",
+    "harness_moe_cnn",
     "harness_datasets",
     "harness_dual_moe",
     "harness_metrics",

@@ -1,0 +1,89 @@
+"""Convolutional networks for small images whose experts each take a whole image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.api import ModelCard, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.api import Register
+
+ADVMOE = "AdvMoE, Zhang et al., 2023, https://arxiv.org/abs/2308.10110"
+RELEASED = "with one router for all layers, as its released code"
+OWN_ROUTERS = "with a linear router for each layer, which is our own"
+RATIO, EXPERTS = 0.5, 2
+"""As published: each expert has half the width, and there are two."""
+
+
+class _Backbone(NamedTuple):
+    """A network, registered with one router for all layers and with one for each."""
+
+    name: str
+    target: str
+    summary: str
+    sizes: tuple[int, ...] = (32, 64)
+    parameters: Mapping[str, Any] = {}
+    note: str = ""
+
+
+BACKBONES = (
+    _Backbone(
+        "moe-cnn/digits",
+        "harness_moe_cnn.resnet:small_resnet",
+        "A small residual MoE for 8x8 images",
+        sizes=(8,),
+        parameters={"widths": (16, 32, 64), "blocks": (1, 1, 1)},
+        note="a smaller network and router",
+    ),
+    _Backbone(
+        "moe-cnn/resnet14w24",
+        "harness_moe_cnn.resnet:small_resnet",
+        "A residual MoE of 14 layers that runs 32 pixels on a CPU",
+        parameters={"widths": (24, 48, 96), "blocks": (2, 2, 2)},
+        note="a smaller network and router",
+    ),
+    _Backbone("moe-cnn/resnet18", "harness_moe_cnn.resnet:resnet18", "ResNet-18 as MoE"),
+    _Backbone(
+        "moe-cnn/wrn28-10",
+        "harness_moe_cnn.wide_resnet:wrn28_10",
+        "WRN-28-10 as MoE",
+        parameters={"repaired": False},
+        note="blocks that change the shape read features without BatchNorm and ReLU",
+    ),
+    _Backbone("moe-cnn/vgg16", "harness_moe_cnn.vgg:vgg16", "VGG-16 with BatchNorm as MoE"),
+    _Backbone(
+        "moe-cnn/densenet40",
+        "harness_moe_cnn.densenet:densenet40",
+        "DenseNet-BC of 40 layers, growth 12, as MoE",
+        note="its code cannot build this one, whose growth and stem are narrowed here",
+    ),
+)
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    """Bring AdvMoE's four networks and two small ones, with one router or one for each layer."""
+    for backbone in BACKBONES:
+        for suffix, router, said in (("", "global", RELEASED), ("-layer", "layer", OWN_ROUTERS)):
+            register(
+                f"{backbone.name}{suffix}",
+                backbone.target,
+                card=ModelCard(
+                    summary=f"{backbone.summary}, two experts at half the width, "
+                    f"{'one router' if router == 'global' else 'a router for each layer'}.",
+                    source="; ".join(filter(None, (f"{ADVMOE}, {said}", backbone.note))),
+                    sizes=backbone.sizes,
+                    num_experts=EXPERTS,
+                    num_selected=1,
+                    router_gradient="straight-through",
+                ),
+                defaults={
+                    **backbone.parameters,
+                    "ratio": RATIO,
+                    "num_experts": EXPERTS,
+                    "router": router,
+                },
+            )
