@@ -362,3 +362,66 @@ def test_copies_of_the_router_that_differ_are_refused():
 
     with pytest.raises(CheckpointError, match="one model with one router"):
         from_released(state)
+
+
+def kl(logits, target):
+    return functional.kl_div(logits.log_softmax(1), target.softmax(1), reduction="sum")
+
+
+def train_step(model, images, labels, attacked):
+    """The released step on one batch, its two attacks' ends given; the losses of both phases."""
+    router, groups = model.routers[0], model.parameter_groups()
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    of_model = torch.optim.SGD([*groups["experts"], *groups["other"]], **settings)
+    of_router = torch.optim.SGD(groups["router"], **settings)
+    model.train()
+    scores = router(images)
+    model(images)  # for display; it moves the statistics
+    logits = model(images)
+    apart = kl(model(attacked[0]), logits) / len(images)
+    of_experts = functional.cross_entropy(logits, labels) + 6 * apart
+    model.zero_grad()
+    of_experts.backward()
+    of_model.step()
+    model(images)  # not used; it moves the statistics
+    apart = kl(router(attacked[1]), scores) / len(images)
+    of_routes = 6 * functional.cross_entropy(scores, labels % 2) + 6 * apart
+    model.zero_grad()
+    of_routes.backward()
+    of_router.step()
+    return of_experts.detach(), of_routes.detach()
+
+
+def test_a_training_step_leads_to_the_official_state():
+    file = "train_advmoe_resnet18_r1_16_E2"
+    model, images, labels = under_attack(), tensor(file, "images"), tensor(file, "batch_labels")[0]
+    attacked = tensor(file, "s1/advA_iter")[-1], tensor(file, "s1/advB_iter")[-1]
+
+    losses = train_step(model, images, labels, attacked)
+
+    assert_close(losses[0], tensor(file, "s1/loss_expert")[2])
+    assert_close(losses[1], tensor(file, "s1/loss_router")[2])
+    after = [key for key in golden(file) if key.startswith("after1/")]
+    expected = from_released({key.removeprefix("after1/"): tensor(file, key) for key in after})
+    assert len(expected) == 244
+    found = {key: model.state_dict()[key] for key in expected}
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_each_step_of_the_attack_in_training_is_the_official_one():
+    file = "train_advmoe_resnet18_r1_16_E2"
+    model, clean = under_attack().train(), tensor(file, "images")
+    scores = model.routers[0](clean).detach()
+    model(clean)  # for display; it moves the statistics
+    stored = tensor(file, "s1/advA_iter")
+
+    def loss(model, images, labels):
+        target = model(clean).detach()
+        return kl(model(images), target) + kl(model.routers[0](images), scores)
+
+    with frozen(model):
+        found = torch.stack([stepped(loss, model, images, TRADES_STEP) for images in stored[:-1]])
+
+    assert_close(clean + 0.001 * tensor(file, "s1/noise1"), stored[0])
+    different = ((found - stored[1:]).abs() > 1e-3).float().mean()
+    assert different <= 0.005
