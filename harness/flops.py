@@ -102,7 +102,7 @@ def _state(model: Classifier) -> Iterator[tuple[str, Tensor]]:
 
 
 def _counted(model: Classifier, state: dict[str, Tensor], images: Tensor, name: str) -> _Count:
-    """The operations of each image, with other parameters and buffers in place of the model's own."""
+    """The operations of each image, with other parameters and buffers than the model's own."""
     watch = _Watch()
     counter = FlopCounterMode(display=False)
     # the fused attention of the CPU has no formula in torch; its plain form has

@@ -9,7 +9,7 @@ from torch import nn
 from harness.api import ModelError
 from harness.building import build_model
 from harness.flops import count_flops
-from harness.passes import router_is_hard
+from harness.seeing import router_is_hard
 
 WAYS = ["moe/digits", "moe/digits-top2", "moe/digits-soft"]
 ways = pytest.mark.parametrize("name", WAYS)

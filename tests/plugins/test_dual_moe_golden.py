@@ -15,7 +15,8 @@ from torch import nn
 from harness.api import CheckpointError, ThreatModel, View
 from harness.building import build_model
 from harness.numerics import Batches
-from harness.passes import clean_pass, objective_of, predict
+from harness.passes import objective_of
+from harness.seeing import clean_pass, predict
 from harness.tensors import Noise, Samples
 from harness_attacks.apgd import apgd
 from harness_attacks.objectives import cross_entropy

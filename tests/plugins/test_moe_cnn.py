@@ -11,7 +11,8 @@ from harness.api import ModelError
 from harness.building import build_model
 from harness.flops import count_flops
 from harness.numerics import ROW_GROUP, Batches, frozen
-from harness.passes import objective_of, predict, router_is_hard
+from harness.passes import objective_of
+from harness.seeing import predict, router_is_hard
 from harness_moe_cnn.convolution import MoEConv, assigned
 from harness_moe_cnn.router import hard_routing
 

@@ -11,7 +11,7 @@ from harness.building import build_model
 from harness.errors import ModelError
 from harness.flops import count_flops
 from harness.numerics import Batches
-from harness.passes import predict
+from harness.seeing import predict
 from harness.tensors import RoutedClassifier
 from harness.testing import check_model
 from harness_vit.vit import Architecture, DenseViT
