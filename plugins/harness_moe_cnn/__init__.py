@@ -47,6 +47,13 @@ BACKBONES = (
     ),
     _Backbone("moe-cnn/resnet18", "harness_moe_cnn.resnet:resnet18", "ResNet-18 as MoE"),
     _Backbone(
+        "moe-cnn/resnet18-large",
+        "harness_moe_cnn.resnet:resnet18_large",
+        "ResNet-18 with a 7x7 stem and max-pool as MoE",
+        sizes=(224,),
+        note="its router costs more than the network at this size",
+    ),
+    _Backbone(
         "moe-cnn/wrn28-10",
         "harness_moe_cnn.wide_resnet:wrn28_10",
         "WRN-28-10 as MoE",

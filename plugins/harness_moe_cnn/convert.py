@@ -28,6 +28,8 @@ WORDS = (
     (re.compile(r"^(?:features\.)?conv[01]\."), "stem."),
     (re.compile(r"^(?:bn1|features\.norm_final)\."), "bn."),
     (re.compile(r"\.convShortcut\."), ".shortcut."),
+    (re.compile(r"\.shortcut\.0\."), ".shortcut.conv."),
+    (re.compile(r"\.shortcut\.1\."), ".shortcut.bn."),
     (re.compile(r"\.norm(?=\d?\.)"), ".bn"),
 )
 
@@ -36,8 +38,8 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a `MoENetwork` with a global router.
 
     Args:
-        state: Of ResNet, WRN, VGG or DenseNet, with the router at the root, in each layer, in
-            both, or nowhere.
+        state: Of ResNet, WRN, VGG or DenseNet for small images, with the router at the root, in
+            each layer, in both, or nowhere.
 
     Raises:
         CheckpointError: Copies of the router that differ.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models import resnet18
 
 from harness.api import ModelError
 from harness.building import build_model
@@ -77,6 +78,19 @@ def test_the_published_router_has_its_parameters_and_its_cost(registry):
 
     # 0.0406 G multiply-adds
     assert (parameters, count_flops(router, (3, 32, 32), "router") // 2) == (ROUTER, 40_550_528)
+
+
+def test_the_network_for_large_images_routes_its_shortcuts_too(registry):
+    with torch.device("meta"):
+        model = build_model(
+            registry, "moe-cnn/resnet18-large", num_classes=10, image_shape=(3, 224, 224), seed=1
+        ).eval()
+
+    # 16 convolutions of 3x3 and 3 shortcuts of 1x1
+    assert sum(isinstance(module, MoEConv) for module in model.modules()) == 19
+    # multiply-adds of the router grow by 49 from 32 pixels, where its head of 128 does not
+    cost = count_flops(model.routers[0], (3, 224, 224), "router") // 2
+    assert cost == 49 * (40_550_528 - 128) + 128
 
 
 def test_the_cost_of_an_image_is_counted_alike_where_images_are_grouped(registry):
@@ -176,6 +190,18 @@ def test_a_single_expert_is_the_dense_network(registry, name, router):
 
     # the dense twin reads 2 * image - 1
     torch.testing.assert_close(logits, dense((images + 1) / 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ["", "-layer"])
+def test_a_single_expert_for_large_images_is_the_network_of_torchvision(registry, router):
+    name = f"moe-cnn/resnet18-large{router}"
+    dense = resnet18(num_classes=10).eval()
+    model = build(registry, name, 64, num_experts=1, ratio=1.0)
+    names = model.backbone.state_dict()
+    model.backbone.load_state_dict(dict(zip(names, dense.state_dict().values(), strict=True)))
+    images = torch.rand(2, 3, 64, 64)
+
+    torch.testing.assert_close(model(images), dense(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", RESNETS)
