@@ -56,9 +56,11 @@ class BasicBlock(nn.Module):
         self.shortcut: Shortcut | None = None
         if stride == 1 and inputs == width:
             return
-        dense = nn.Conv2d(inputs, width, 1, stride, bias=False)
-        routing = MoEConv(inputs, width, 1, num_experts=num_experts, stride=stride)
-        self.shortcut = Shortcut(routing if routed else dense, width)
+        if routed:
+            moved: nn.Module = MoEConv(inputs, width, 1, num_experts=num_experts, stride=stride)
+        else:
+            moved = nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.shortcut = Shortcut(moved, width)
 
     def forward(self, features: Tensor, guide: Guide) -> Tensor:
         """The features, changed by what the experts learnt."""

@@ -153,20 +153,18 @@ def test_logits_scores_choices_and_loss_are_the_official_ones(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_layer_gives_what_the_official_one_gives(name):
     model, found = official(name), {}
-    keep = {
-        layer: lambda module, read, given: found.setdefault(module, given)
-        for layer in moe_layers(model.backbone)
-    }
-    hooks = [layer.register_forward_hook(hook) for layer, hook in keep.items()]
+    names = {module: key for key, module in model.named_modules()}
+
+    def keep(layer, read, given):
+        found[f"{names[layer]}.weight"] = statistics(given)
+
+    for layer in moe_layers(model.backbone):
+        layer.register_forward_hook(keep)
 
     model(tensor(name, "images"))
 
-    assert [hook.remove() for hook in hooks]
-    names = {module: key for key, module in model.named_modules()}
-    expected = [ours(f"{key}.weight") for key in golden(name)["moe_layer_names"]]
-    assert [f"{names[layer]}.weight" for layer in keep] == expected
-    stats = torch.stack([statistics(found[layer]) for layer in keep])
-    assert_close(stats, tensor(name, "eval_layer_stats"))
+    assert list(found) == [ours(f"{key}.weight") for key in golden(name)["moe_layer_names"]]
+    assert_close(torch.stack(list(found.values())), tensor(name, "eval_layer_stats"))
 
 
 def statistics(output):
