@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,8 @@ from harness_vmoe.router import (
     capacity_of,
     within_capacity,
 )
+
+Balances: TypeAlias = Float[Tensor, "groups"]  # weighted; of each group, or of each image
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Mixed(NamedTuple):
 
     tokens: Tokens
     routing: Routing
-    auxiliary_loss: Tensor  # weighted; one number for each group
+    auxiliary_loss: Balances
 
 
 class Steering(NamedTuple):
@@ -126,7 +128,7 @@ class SparseMlp(nn.Module):
     def _rounded(self, values: Tensor) -> Tensor:
         return values.bfloat16().to(values.dtype) if self.sparsity.is_rounded else values
 
-    def _auxiliary(self, gate_logits: Gates, noisy: Gates | None) -> Float[Tensor, groups]:
+    def _auxiliary(self, gate_logits: Gates, noisy: Gates | None) -> Balances:
         """One number for each group, or for each image where the last group is not full."""
         clean = self._by_group(gate_logits)
         noised = [None] * len(clean) if noisy is None else self._by_group(noisy)

@@ -238,8 +238,9 @@ def test_one_expert_is_the_dense_model():
     assert not sparse.routed(pictures()).auxiliary_loss.any()
 
 
-def test_an_images_logits_have_the_same_bits_alone_in_a_batch_and_in_any_order():
-    model, images = small(width=192), pictures(19)
+@pytest.mark.parametrize("factor", [0.0, 0.5], ids=["default", "capacity-of-an-image"])
+def test_an_images_logits_have_the_same_bits_alone_in_a_batch_and_in_any_order(factor):
+    model, images = small(Sparsity(4, 2, capacity_factor=factor), width=192), pictures(19)
     order = torch.randperm(19, generator=torch.Generator().manual_seed(3))
 
     with torch.no_grad():
