@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Bits = NDArray[np.bool_]
 
+MOST_DIGITS = 12
+"""Digits of a sample id: Python itself refuses thousands of them."""
 MOST_SAMPLES = 2_000_000
 """Samples that an entry may have: more than any data set of images here."""
 
@@ -77,8 +79,9 @@ def from_runs(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for run in text.split(",") if text else []:
         first, _, last = run.partition("-")
-        if not (first.isdecimal() and (not last or last.isdecimal())):
-            raise EntryError(f"sample ids {run!r} are no number and no run such as '0-127'")
+        if not (_is_id(first) and (not last or _is_id(last))):
+            told = run if len(run) <= 2 * MOST_DIGITS else f"{run[: 2 * MOST_DIGITS]}..."
+            raise EntryError(f"sample ids {told!r} are no number and no run such as '0-127'")
         length = int(last or first) - int(first) + 1
         if length < 1 or len(found) + length > MOST_SAMPLES:
             raise EntryError(f"sample ids {run!r} are too many, or run backwards")
@@ -86,3 +89,7 @@ def from_runs(text: str) -> tuple[int, ...]:
     if len(set(found)) < len(found):
         raise EntryError("a sample id stands twice")
     return tuple(found)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS

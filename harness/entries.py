@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
-
-import jsonschema
 
 from harness.bits import Bits, as_runs, from_runs, pack, unpack
 from harness.errors import EntryError
-from harness.migrations import SCHEMA, migrated
+from harness.migrations import SCHEMA
+from harness.strangers import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
 
 LARGEST = 64 * 2**20
 """Bytes of an entry's file: a million images under thirty attacks fit."""
-DEEPEST = 30
-"""Levels of an entry's file."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +49,8 @@ class Entry:
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Their ids, in the order of the bits.
-
-        Raises:
-            EntryError: They are not as many as it says.
-        """
-        ids = from_runs(self.content["samples"]["ids"])
-        if len(ids) != self.count:
-            raise EntryError(f"{self.where}: {len(ids)} sample ids where it counts {self.count}")
-        return ids
+        """Their ids, in the order of the bits."""
+        return from_runs(self.content["samples"]["ids"])
 
     def clean(self) -> Bits | None:
         """Which images the model has right; None where an old schema did not say."""
@@ -75,20 +63,20 @@ class Entry:
         return tuple(label for label, about in found.items() if about["view"] == view)
 
     def robust(self, epsilon: str, *, attacks: tuple[str, ...] | None = None) -> Bits | None:
-        """Which images withstand every one of some attacks, or all; None where none ran.
+        """Which images withstand every one of some attacks, or all; None where none ran there.
 
         Under protocol "nested", what fools an image in a ball is in every larger ball.
         """
         about = self.content["bits"]["attacks"]
         wanted = self.attacks() if attacks is None else attacks
+        if not any(epsilon in about[label]["robust"] for label in wanted):
+            return None
         texts = [
             about[label]["robust"][text]
             for label in wanted
             for text in self._balls(epsilon)
             if text in about[label]["robust"]
         ]
-        if not any(epsilon in about[label]["robust"] for label in wanted):
-            return None
         bits = self._bits(texts[0])
         for text in texts[1:]:
             bits = bits & self._bits(text)
@@ -196,8 +184,14 @@ def card_facts(card: ModelCard) -> dict[str, Any]:
 
 
 def written(entry: Entry) -> bytes:
-    """The file of an entry."""
-    return (json.dumps(entry.content, indent=1, sort_keys=True) + "\n").encode()
+    """The file of an entry, which `read_entry` will read.
+
+    Raises:
+        EntryError: What it says breaks the schema, such as a name that leaves the board's folder.
+    """
+    text = (json.dumps(entry.content, indent=1, sort_keys=True) + "\n").encode()
+    parsed(text, entry.where or str(entry.content["model"]["row"]))
+    return text
 
 
 def read_entry(path: Path) -> Entry:
@@ -213,72 +207,6 @@ def read_entry(path: Path) -> Entry:
     except OSError as error:
         raise EntryError(f"{path}: cannot be read: {error.strerror}") from error
     return Entry(parsed(text, str(path)), str(path))
-
-
-def parsed(text: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of an entry, in the present schema.
-
-    Raises:
-        EntryError: It is no JSON, too deep, holds NaN or a key twice, or breaks the schema.
-    """
-    _refuse_depth(text, where)
-    try:
-        content = json.loads(
-            text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_key_twice
-        )
-    except (ValueError, RecursionError) as error:
-        raise EntryError(f"{where}: not JSON: {str(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise EntryError(f"{where}: not a JSON object")
-    content = migrated(content, where)
-    wrong = jsonschema.exceptions.best_match(_validator().iter_errors(content))
-    if wrong is not None:
-        place = "/".join(str(part) for part in wrong.absolute_path) or "the entry"
-        raise EntryError(f"{where}: {place}: {wrong.message[:300]}")
-    _refuse_controls(content, where)
-    return content
-
-
-@cache
-def _validator() -> jsonschema.Draft202012Validator:
-    path = resources.files("harness") / "schemas" / f"entry-{SCHEMA}.json"
-    return jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _refuse_depth(text: bytes, where: str) -> None:
-    depth = deepest = 0
-    for byte in text.translate(None, delete=_NO_BRACKETS):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST:
-        raise EntryError(f"{where}: more than {DEEPEST} levels; no entry is that deep")
-
-
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _refuse_controls(value: Any, where: str) -> None:
-    """No string holds control characters, which could end a line or hide one."""
-    if isinstance(value, str) and any(ord(letter) < ord(" ") for letter in value):
-        raise EntryError(f"{where}: control characters in {value[:60]!r}")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_controls(key, where)
-            _refuse_controls(item, where)
-    if isinstance(value, list):
-        for item in value:
-            _refuse_controls(item, where)
 
 
 def _samples(cell: Cell) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def migrated(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise EntryError(f"{where}: schema {schema!r}; this harness reads 1 to {SCHEMA}")
     try:
         return _from_first(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise EntryError(
             f"{where}: not an entry of schema 1: {type(error).__name__} {error}"
         ) from error

@@ -1,0 +1,301 @@
+"""Whether an entry says what its bits, its suite and its registered attacks and metrics say."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from math import isclose
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from harness import plan
+from harness.api import Evidence
+from harness.bits import Bits, as_runs
+from harness.errors import EntryError
+from harness.flags import FLAGS, Checks, record_flags
+from harness.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from harness.entries import Entry
+    from harness.registry import Registry
+    from harness.suite import Suite
+
+ROUNDING = 1e-9
+"""Difference of two values that only the order of additions makes."""
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, or only worth a look."""
+
+    where: str
+    what: str
+    is_error: bool = True
+
+
+def check_entry(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """What is wrong with an entry by itself.
+
+    Args:
+        entry: Well-formed.
+        suite: That it names, as it stands today.
+        registry: Its metrics are computed again.
+    """
+    about = entry.content["suite"]
+    if about["name"] != suite.name:
+        yield Finding(entry.where, f"is of suite {about['name']}, not {suite.name}")
+        return
+    yield from _named(entry, registry)
+    if entry.content["reported"]:
+        yield Finding(entry.where, "is reported: nobody can check it", is_error=False)
+        return
+    yield from _hashes(entry)
+    if about["version"] != suite.version:
+        told = f"was measured under version {about['version']}, the suite is {suite.version}"
+        yield Finding(entry.where, told, is_error=False)
+        return
+    found = list(_measured(entry, suite, registry))
+    yield from found
+    if not any(finding.is_error for finding in found):
+        yield from _computed(entry, suite, registry)
+
+
+def _measured(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """Whether the suite, its images and its attacks were measured, and the bits are possible."""
+    try:
+        yield from _suite(entry, suite, registry)
+        yield from _applicable(entry, suite, registry)
+        yield from _bits(entry, suite, registry)
+    except EntryError as error:
+        yield Finding(entry.where, str(error).removeprefix(f"{entry.where}: "))
+
+
+def _suite(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    science = json.loads(json.dumps(suite.science()))
+    for key in ("norm", "box", "protocol", "epsilons"):
+        if entry.content["suite"][key] != science[key]:
+            yield Finding(entry.where, f"its {key} is not that of the suite")
+    if entry.content["ingredients"].get("suite") != science:
+        yield Finding(entry.where, "its attacks, epsilons or images are not those of the suite")
+    flags = set(entry.content["flags"])
+    ids = plan.sample_ids(suite, registry.find("datasets", suite.data.name).card)
+    if entry.content["samples"]["ids"] != as_runs(ids):
+        told = f"has {entry.count} images that are not the suite's in the suite's order"
+        may_lack = bool({"partial-data", "limited"} & flags) or suite.data.labels == "sets"
+        is_part = set(entry.samples) <= set(ids)
+        yield Finding(entry.where, told, is_error=not (may_lack and is_part))
+    copy = suite.data.copy_of(entry.content["data"]["fingerprint"])
+    if copy != suite.copy and suite.data.space != "model" and "limited" not in flags:
+        yield Finding(entry.where, f"its images are those of board {suite.board(copy)}")
+
+
+def _hashes(entry: Entry) -> Iterator[Finding]:
+    content, ingredients = entry.content, entry.content["ingredients"]
+    pairs = {
+        "weights": (content["weights"]["sha256"], ingredients.get("weights")),
+        "data": (content["data"]["fingerprint"], ingredients.get("data")),
+        "seed": (content["model"]["seed"], ingredients.get("seed")),
+        "model": (content["model"]["name"], ingredients.get("model")),
+        "precision": (content["precision"], ingredients.get("precision")),
+    }
+    for name, (told, measured) in pairs.items():
+        if told != measured:
+            yield Finding(
+                entry.where, f"{name} {told!r} is not what was measured, {str(measured)[:100]!r}"
+            )
+
+
+def _named(entry: Entry, registry: Registry) -> Iterator[Finding]:
+    """Whether row, experts and flags are what the rest of the entry and the plugin here say."""
+    model, flags = entry.content["model"], entry.content["flags"]
+    row = plan.Contender(model["name"], recipe=model["recipe"]).row
+    if model["row"] != row:
+        yield Finding(entry.where, f"is named {model['row']}; its model and recipe are {row}")
+    if model["card"] and registry.has("models", model["name"]):
+        card = registry.find("models", model["name"]).card
+        experts = [model["card"].get(key) for key in ("num_experts", "num_selected")]
+        if experts != [card.num_experts, card.num_selected]:
+            yield Finding(entry.where, f"its experts are not those of model {model['name']}")
+    for flag in flags:
+        if flag not in FLAGS:
+            yield Finding(entry.where, f"flag {flag!r} is not known")
+    modes = [mark for mark in entry.content["precision"].split("+") if mark != "float32"]
+    for mark in (*entry.content["checks"].get("flags", ()), *modes):
+        if mark not in flags:
+            told = "the precision means" if mark in modes else "the checks raised"
+            yield Finding(entry.where, f"flag {mark!r}, which {told}, is missing")
+
+
+def _applicable(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """Whether only attacks on routes were left out, and only of a model that has none."""
+    has_experts = bool(entry.content["model"]["card"].get("num_experts"))
+    for_routes = [item.label for item in suite.attacks if plan.needs_routes(item, registry)]
+    for label in entry.content["not_applicable"]:
+        if has_experts or label not in for_routes:
+            yield Finding(entry.where, f"attack {label!r} applies to the model and was left out")
+
+
+def _bits(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """Whether the attacks and epsilons are the suite's, and the bits possible."""
+    left_out = set(entry.content["not_applicable"])
+    wanted = {attack.label: attack for attack in suite.attacks if attack.label not in left_out}
+    found = entry.content["bits"]["attacks"]
+    for label in sorted(set(wanted) ^ set(found)):
+        told = "is missing" if label in wanted else "is not the suite's"
+        yield Finding(entry.where, f"attack {label!r} {told}")
+    grid = [epsilon.text for epsilon in suite.epsilons]
+    clean = entry.clean()
+    for label in sorted(set(wanted) & set(found)):
+        spec, about = wanted[label], found[label]
+        is_control = bool(registry.find("attacks", spec.name).card.control)
+        if (about["view"], about["is_control"]) != (spec.view, is_control):
+            yield Finding(entry.where, f"attack {label!r} is not judged as the suite says")
+        ran = [text for text in grid if text in (spec.epsilons or grid)]
+        if sorted(about["robust"]) != sorted(ran):
+            yield Finding(entry.where, f"attack {label!r} has not the suite's epsilons")
+            continue
+        series = [entry.robust_alone(label, text) for text in ran]
+        yield from _possible(entry, label, [clean, *series])
+    for epsilon in grid:
+        entry.best_known(epsilon)  # raises where bits are not as many as images
+
+
+def _possible(entry: Entry, label: str, series: list[Bits | None]) -> Iterator[Finding]:
+    """A robust image is right when it is clean; under "nested" it is at smaller epsilons, too."""
+    known = [bits for bits in series if bits is not None]
+    is_nested = entry.content["suite"]["protocol"] == "nested"
+    if series[0] is None and not is_nested:
+        return
+    for before, after in pairwise(known):
+        first = before if is_nested else known[0]
+        if bool((after & ~first).any()):
+            told = f"attack {label!r}: images are robust that are wrong when clean or attacked less"
+            yield Finding(entry.where, told)
+            return
+
+
+def _computed(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """Whether values and flags follow from the bits, by the same metrics."""
+    for name in sorted(set(entry.content["values"]) - set(suite.metrics)):
+        yield Finding(entry.where, f"value {name!r} is not the suite's")
+    found = evidences_of(entry, suite)
+    for name in suite.metrics:
+        told = entry.content["values"].get(name)
+        if told is None:
+            yield Finding(entry.where, f"value {name!r} is missing")
+            continue
+        yield from _value(entry, name, told, found, registry)
+    for flag in _raised(entry, suite, found[0], registry):
+        if flag not in entry.content["flags"]:
+            yield Finding(entry.where, f"flag {flag!r}, which the bits raise, is missing")
+
+
+def _value(
+    entry: Entry,
+    name: str,
+    told: Mapping[str, Any],
+    evidences: tuple[Evidence, ...],
+    registry: Registry,
+) -> Iterator[Finding]:
+    metric = registry.find("metrics", name)
+    proves = metric.card.from_bits or metric.card.unit != "share"  # facts prove what is no share
+    if not proves:
+        yield Finding(entry.where, f"{name}: bits do not prove it", is_error=False)
+        return
+    compute = metric.load()
+    try:
+        possible = [[value.to_json() for value in compute(item)] for item in evidences]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        yield Finding(entry.where, f"{name} cannot be computed: {type(error).__name__} {error}")
+        return
+    if any(item != possible[0] for item in possible):
+        yield Finding(entry.where, f"{name}: nothing proves it without clean bits", is_error=False)
+        return
+    grid = evidences[0].epsilons
+    listed = [told.get(text) for text in grid] if metric.card.by_epsilon else [told]
+    if len(listed) != len(possible[0]) or not all(map(_equal, listed, possible[0])):
+        yield Finding(entry.where, f"{name} is not what its bits give")
+
+
+def _equal(told: Mapping[str, Any] | None, computed: Mapping[str, Any]) -> bool:
+    if told is None:
+        return False
+    for key in ("value", "low", "high", "n"):
+        first, second = told.get(key), computed[key]
+        if (first is None) != (second is None):
+            return False
+        if first is not None and not isclose(first, second, abs_tol=ROUNDING, rel_tol=ROUNDING):
+            return False
+    return True
+
+
+def _raised(entry: Entry, suite: Suite, evidence: Evidence, registry: Registry) -> Iterator[str]:
+    """The flags that bits raise alone: only what random noise fools needs no gradients' count."""
+    about = entry.content["checks"]
+    try:
+        checks = Checks.from_json(about) if about else Checks(looked=0)
+    except (LookupError, TypeError, AttributeError):
+        checks = Checks(looked=0)
+    find = registry.find
+    controls = [item.label for item in suite.attacks if find("attacks", item.name).card.control]
+    exempt = [
+        item.label for item in suite.attacks if find("objectives", item.objective).card.needs_routes
+    ]
+    yield from record_flags(evidence.records, controls, checks, exempt=exempt)
+
+
+def evidences_of(entry: Entry, suite: Suite) -> tuple[Evidence, ...]:
+    """What metrics that ask for right and wrong alone are computed from.
+
+    Returns:
+        One, or where the clean bits are unknown two: with as many right as can be, and as few.
+    """
+    clean = entry.clean()
+    if clean is not None:
+        return (_evidence(entry, suite, clean),)
+    every = np.ones(entry.count, dtype=bool)
+    fewest = ~every
+    for label, about in entry.content["bits"]["attacks"].items():
+        for text in about["robust"]:
+            fewest = fewest | entry.robust_alone(label, text)
+    return _evidence(entry, suite, every), _evidence(entry, suite, fewest)
+
+
+def _evidence(entry: Entry, suite: Suite, clean: Bits) -> Evidence:
+    samples, right = entry.samples, clean.tolist()
+    records: dict[bool, list[Record]] = {True: [], False: []}
+    for label, found in entry.content["bits"]["attacks"].items():
+        view = found["view"]
+        for text in found["robust"]:
+            bits = entry.robust_alone(label, text).tolist()
+            records[view == "full"] += [
+                _record(sample, label, text, view, is_right=is_right, is_robust=is_robust)
+                for sample, is_right, is_robust in zip(samples, right, bits, strict=True)
+            ]
+    return Evidence(
+        records=records[True],
+        epsilons={epsilon.text: epsilon.value for epsilon in suite.epsilons},
+        headline=suite.headline,
+        facts=entry.content["facts"],
+        protocol=suite.protocol,
+        diagnoses=records[False],
+    )
+
+
+def _record(
+    sample: int, attack: str, epsilon: str, view: Any, *, is_right: bool, is_robust: bool
+) -> Record:
+    """A record of class 1 that says no more than its bits."""
+    return Record(
+        sample=sample,
+        attack=attack,
+        epsilon=epsilon,
+        label=1,
+        clean_prediction=int(is_right),
+        clean_margin=0.0,
+        adversarial_prediction=int(is_robust),
+        adversarial_margin=0.0,
+        view=view,
+    )
