@@ -101,7 +101,7 @@ def _experts(entry: Entry) -> str:
     card = entry.content["model"]["card"]
     if not card.get("num_experts"):
         return "dense"
-    return f"{card['num_experts']}/{card['num_selected'] or '?'}"
+    return f"{card['num_experts']}/{card.get('num_selected') or '?'}"
 
 
 def _headings(board: Standing, registry: Registry) -> Iterator[str]:

@@ -35,11 +35,11 @@ def cell_text(value: Mapping[str, Any]) -> str:
 def plain(text: str) -> str:
     r"""Text that Markdown and HTML show as it stands, in one line of one cell.
 
-    >>> print(plain("a|b <script> [x](y)"))
-    a\|b &lt;script&gt; \[x\](y)
+    >>> print(plain(r"a|b <script> \[x](y)"))
+    a\|b &lt;script&gt; \\\[x\](y)
     """
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for letter in "|[]`*":
+    for letter in "\\|[]`*":
         escaped = escaped.replace(letter, f"\\{letter}")
     return " ".join(escaped.split())
 
