@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from harness.entries import Entry, read_entry
+from harness.errors import EntryError
 from harness.flags import UNRANKED
 from harness.inference import Ranks, rank_ranges
 
@@ -56,9 +58,22 @@ def read_board(folder: Path) -> tuple[Entry, ...]:
     """The entries of a board's folder, by file name.
 
     Raises:
-        EntryError: One of them cannot be read, and is named.
+        EntryError: One of them cannot be read, and is named; or something is a link.
     """
-    return tuple(read_entry(path) for path in sorted(folder.rglob("*.json")))
+    refuse_links(folder)
+    paths = sorted(path for path in folder.rglob("*.json") if not path.is_dir())
+    return tuple(read_entry(path) for path in paths)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse links, which would let a board read or write what lies elsewhere.
+
+    Raises:
+        EntryError: The folder, or something inside it, is one.
+    """
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink():
+            raise EntryError(f"{path}: is a link; put the file itself there")
 
 
 def standing(suite: Suite, name: str, entries: Iterable[Entry]) -> Standing:
@@ -70,9 +85,9 @@ def standing(suite: Suite, name: str, entries: Iterable[Entry]) -> Standing:
     first, seeds = _first_seeds(entries)
     reasons = {entry.row: _unranked(suite, entry) for entry in first}
     fit = [entry for entry in first if not reasons[entry.row]]
-    ids = Counter(entry.content["samples"]["ids"] for entry in fit).most_common(1)
+    images = Counter(_images(suite, entry) for entry in fit).most_common(1)
     for entry in fit:
-        if entry.content["samples"]["ids"] != ids[0][0]:
+        if _images(suite, entry) != images[0][0]:
             reasons[entry.row] = "measured on other images than most rows"
     fit = [entry for entry in fit if not reasons[entry.row]]
     return Standing(
@@ -101,13 +116,21 @@ def _first_seeds(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
     return list(first.values()), others
 
 
+def _images(suite: Suite, entry: Entry) -> tuple[str, str]:
+    """On which images a row stands; each model's own copy of them where the suite says so."""
+    data = "" if suite.data.space == "model" else entry.content["data"]["fingerprint"]
+    return entry.content["samples"]["ids"], data
+
+
 def _unranked(suite: Suite, entry: Entry) -> str:
     """Why a row never ranks; empty where it does."""
     about = entry.content["suite"]
-    if entry.content["reported"] or entry.robust(suite.headline) is None:
+    if entry.content["reported"]:
         return "reported: no bits of its images, so that nobody can check it"
     if about["version"] != suite.version:
         return f"measured under version {about['version']} of the suite"
+    if entry.robust(suite.headline) is None:
+        return f"no bits at {suite.headline}"
     if about["protocol"] == "descending" or about["box"] == "none":
         return "measured under a protocol that never ranks"
     flags = [flag for flag in entry.content["flags"] if flag in UNRANKED]
@@ -132,9 +155,14 @@ def sort_key(entry: Entry, suite: Suite) -> tuple[float, float, str]:
     values = entry.content["values"]
     signs = {"mean-accuracy": -1, "robust-accuracy": -1, "error-rate": 1, "fdr-at-1": 1}
     numbers = [
-        sign * (values[name].get(suite.headline, {}).get("value") or 0.0)
+        _or_worst(values.get(name, {}).get(suite.headline, {}).get("value"), sign)
         for name, sign in signs.items()
-        if name in values
+        if name in suite.metrics
     ]
-    clean = values.get("clean-accuracy", {}).get("value") or 0.0
-    return (numbers or [0.0])[0], -clean, entry.row
+    clean = _or_worst(values.get("clean-accuracy", {}).get("value"), -1)
+    return (numbers or [0.0])[0], clean, entry.row
+
+
+def _or_worst(value: float | None, sign: int) -> float:
+    """A value, the smaller the better; one that is missing is worse than any."""
+    return inf if value is None else sign * value
