@@ -12,11 +12,11 @@ from harness.errors import EntryError, UsageError
 from harness.flags import FLAGS, UNRANKED
 from harness.page import as_csv, as_json, entry_file, page
 from harness.scoring import Cell, collect, copy_of, score
-from harness.standing import Standing, read_board, standing
+from harness.standing import Standing, read_board, refuse_links, standing
 from harness.store import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from harness.registry import Registry
@@ -127,14 +127,16 @@ def publish(board: Board, out: Path, registry: Registry, *, evaluator: str = "")
         evaluator: Who measured it.
 
     Raises:
-        EntryError: An entry in the folder cannot be read.
+        EntryError: An entry in the folder cannot be read, or one to be written breaks the schema.
         StoreError: The folder cannot be written.
     """
     folder = out / board.name
+    refuse_links(folder)
     for row, cell in zip(board.rows, board.cells, strict=True):
         entry = entry_of(board.suite, row, cell, registry, evaluator=evaluator)
         path = folder / entry_file(entry)
-        write_atomically(path, written(_with_breaks(entry, path)))
+        content = written(_with_breaks(entry, path))  # first, for it refuses names that leave it
+        write_atomically(path, content)
     return write_pages(board.suite, board.name, out, registry)
 
 
@@ -153,14 +155,21 @@ def write_pages(suite: Suite, name: str, out: Path, registry: Registry) -> Stand
 
 
 def _with_breaks(entry: Entry, path: Path) -> Entry:
-    """The entry, with what others broke of the same weights."""
+    """The entry, with what others broke of the same weights on the same images."""
     try:
         known = read_entry(path).content if path.exists() else None
     except EntryError:
         known = None  # the file is about to be replaced by a sound one
-    if known is None or known["weights"]["sha256"] != entry.content["weights"]["sha256"]:
+    if known is None or _judged(known) != _judged(entry.content):
         return entry
     return Entry({**entry.content, "best_known": known["best_known"]}, str(path))
+
+
+def _judged(content: Mapping[str, Any]) -> list[Any]:
+    """What must be the same for images that broke a model to break it still."""
+    suite = {key: content["suite"][key] for key in ("norm", "box", "epsilons")}
+    fingerprint = content["data"]["fingerprint"]
+    return [content["weights"]["sha256"], fingerprint, content["samples"], suite]
 
 
 def _started(cell: Cell) -> str:
