@@ -47,15 +47,15 @@ def compare(
         raise UsageError("compare needs two rows or more: harness compare A B")
     known = opt.registry(plugin, no_plugin)
     chosen = find_suite(suite, known)
+    grid = [text.text for text in chosen.epsilons]
+    for text in epsilon or []:
+        if text not in grid:
+            raise UsageError(f"--epsilon {text}: the suite has {', '.join(grid)}")
     everything = read_board(board / chosen.board(chosen.copy))
     if recipes:
         _show_claims(claimed(everything, rows, epsilon or [chosen.headline]), as_json=as_json)
         return
     entries = _chosen(everything, rows)
-    grid = [text.text for text in chosen.epsilons]
-    for text in epsilon or []:
-        if text not in grid:
-            raise UsageError(f"--epsilon {text}: the suite has {', '.join(grid)}")
     found = compared(entries, epsilon or [chosen.headline])
     if as_json:
         print_json(
