@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +15,12 @@ from harness.bits import Bits, pack
 from harness.entries import Entry
 from harness.errors import EntryError, UsageError
 from harness.numerics import Batches, frozen
-from harness.opening import Request, draft, start
+from harness.opening import Opening, Request, draft, start
 from harness.plan import Contender
+from harness.proof import Finding
 from harness.runner import run
 from harness.seeing import predict
 from harness.tensors import Images, Samples, is_fooled
-from harness.validate import Finding
 from harness.weights import INCLUDED, obtain
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.registry import Registry
+    from harness.suite import Suite
 
 BATCH = 128
+LARGEST = 16 * 2**30
+"""Bytes of the images that are handed in, unpacked."""
 
 
 def contender_of(entry: Entry, registry: Registry, weights: str = "") -> Contender:
@@ -60,8 +65,11 @@ def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) 
         registry: Plugins.
         count: Images.
     """
+    refuse_other_suite(entry, request.suite)
+    _opened(entry, request, registry)
     chosen = _chosen(entry, count)
-    suite = replace(request.suite, data=replace(request.suite.data, samples=chosen))
+    data = replace(request.suite.data, samples=chosen)
+    suite = replace(request.suite, data=data, copy="")  # a few images tell no copy
     again = replace(request, suite=suite, seed=int(entry.content["model"]["seed"]), limit=None)
     result = run(again, registry)
     if result.errors or not result.cells:
@@ -79,14 +87,47 @@ def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) 
     places = {sample: place for place, sample in enumerate(entry.samples)}
     wrong: dict[tuple[str, str], int] = {}
     for record in cell.records:
-        bits = entry.robust_alone(record.attack, record.epsilon)
-        if bool(bits[places[record.sample]]) != record.is_robust:
-            key = (record.attack, record.epsilon)
+        key = (record.attack, record.epsilon)
+        if bool(entry.robust_alone(*key)[places[record.sample]]) != record.is_robust:
             wrong[key] = wrong.get(key, 0) + 1
     return [
         Finding(entry.where, f"{attack} at {epsilon}: {number} of {len(chosen)} images differ")
         for (attack, epsilon), number in wrong.items()
     ]
+
+
+def _opened(entry: Entry, request: Request, registry: Registry) -> Opening:
+    """The request of the entry's seed, on the entry's images.
+
+    Raises:
+        EntryError: The images here are others.
+    """
+    current = start(replace(request, seed=int(entry.content["model"]["seed"])), registry)
+    told, found = entry.content["data"]["fingerprint"], current.data.fingerprint
+    is_whole = request.suite.data.space != "model" and "limited" not in entry.content["flags"]
+    if is_whole and told != found:
+        raise EntryError(
+            f"{entry.where}: the images here are {found[:12]}, those of the entry {told[:12]}; "
+            "give the same copy with --data"
+        )
+    return current
+
+
+def refuse_other_suite(entry: Entry, suite: Suite) -> None:
+    """Refuse an entry of another suite or version: its images and attacks are others.
+
+    Raises:
+        UsageError: It is one.
+    """
+    about = entry.content["suite"]
+    told, asked = (about["name"], about["version"]), (suite.name, suite.version)
+    if entry.content["reported"]:
+        raise UsageError(f"{entry.where}: is reported, and has no bits of its images")
+    if told != asked:
+        raise UsageError(
+            f"{entry.where}: is of suite {told[0]} version {told[1]}, not of {asked[0]} version "
+            f"{asked[1]}; name its own with --suite"
+        )
 
 
 def _chosen(entry: Entry, count: int) -> tuple[int, ...]:
@@ -129,13 +170,21 @@ def read_handed(path: Path) -> Handed:
         UsageError: It is no such file.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(member.file_size for member in file.infolist()) > LARGEST:
+                raise UsageError(f"{path}: more than {LARGEST >> 30} GiB; hand in fewer images")
         with np.load(path, allow_pickle=False) as file:
             ids, images = file["ids"], file["images"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(
             f"{path}: not an npz file with 'ids' and 'images': {error}; write it with "
             "numpy.savez(path, ids=..., images=...)"
         ) from error
+    if ids.dtype.kind not in "iu" or images.dtype.kind != "f":
+        raise UsageError(
+            f"{path}: ids of {ids.dtype} and images of {images.dtype}; ids must be whole numbers "
+            "and images floats in [0, 1]"
+        )
     if ids.ndim != 1 or images.ndim != 4 or len(ids) != len(images):  # noqa: PLR2004 - a batch
         raise UsageError(
             f"{path}: {ids.shape} ids and images of shape {images.shape}; give one image of "
@@ -167,9 +216,11 @@ def broken(
         source: Who found them, and how.
 
     Raises:
-        EntryError: The weights here are not those of the entry.
+        EntryError: The weights or the images here are not those of the entry.
+        UsageError: The suite is not the entry's, or an image none of its.
     """
-    strangers = [sample for sample in handed.ids if sample not in set(entry.samples)]
+    refuse_other_suite(entry, request.suite)
+    strangers = sorted(set(handed.ids) - set(entry.samples))
     if strangers:
         raise UsageError(f"sample {strangers[0]} is not one of the entry's {entry.count} images")
     model, samples = _loaded(entry, request, registry, handed.ids)
@@ -222,7 +273,12 @@ def _loaded(
     entry: Entry, request: Request, registry: Registry, ids: tuple[int, ...]
 ) -> tuple[nn.Module, Samples]:
     """The model of an entry, by the hash of its weights, and some images of its suite."""
-    current = start(replace(request, seed=int(entry.content["model"]["seed"])), registry)
+    if request.suite.data.space == "model":
+        raise UsageError(
+            f"suite {request.suite.name}: images in each model's own size cannot be handed in; "
+            "break a board of the canvas"
+        )
+    current = _opened(entry, request, registry)
     contender = request.contenders[0]
     weights = obtain(current.trainer, contender)
     cell = draft(current.request, contender, weights, request.out)

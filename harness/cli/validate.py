@@ -43,6 +43,8 @@ def validate(
     """Check entries against their bits, their suite, their pages and what was there before."""
     from harness.entries import read_entry
 
+    if replay and entry is None:
+        raise UsageError("--replay attacks the images of one entry: name it with --entry")
     known = opt.registry(plugin, no_plugin)
     chosen = find_suite(suite, known)
     found = (
@@ -52,9 +54,7 @@ def validate(
     )
     if before is not None:
         found += _changes(chosen, board, before)
-    if replay and entry is None:
-        raise UsageError("--replay attacks the images of one entry: name it with --entry")
-    if replay and entry:
+    if replay and entry and not any(finding.is_error for finding in found):
         place = opt.place_of(data, cache, offline=False)
         found += _replayed(entry, chosen, known, replay, weights, runs / "replay", device, place)
     errors = [finding for finding in found if finding.is_error]
@@ -63,10 +63,15 @@ def validate(
     else:
         for finding in found:
             kind = "error" if finding.is_error else "note"
-            typer.echo(f"{kind}: {finding.where}: {finding.what}")
+            typer.echo(_shown(f"{kind}: {finding.where}: {finding.what}"))
         note(f"{len(errors)} errors, {len(found) - len(errors)} notes")
     if errors:
         raise typer.Exit(1)
+
+
+def _shown(text: str) -> str:
+    """The text without what a file's name could do to a terminal or to the log of a server."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _board_findings(suite: Suite, folder: Path, known: Registry) -> list[Finding]:
