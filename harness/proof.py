@@ -7,18 +7,17 @@ from itertools import pairwise
 from math import isclose
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from harness import plan
-from harness.api import Evidence
-from harness.bits import Bits, as_runs
+from harness.bits import as_runs
 from harness.errors import EntryError
+from harness.evidence import evidences_of
 from harness.flags import FLAGS, Checks, record_flags
-from harness.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from harness.api import Evidence
+    from harness.bits import Bits
     from harness.entries import Entry
     from harness.registry import Registry
     from harness.suite import Suite
@@ -244,58 +243,3 @@ def _raised(entry: Entry, suite: Suite, evidence: Evidence, registry: Registry) 
         item.label for item in suite.attacks if find("objectives", item.objective).card.needs_routes
     ]
     yield from record_flags(evidence.records, controls, checks, exempt=exempt)
-
-
-def evidences_of(entry: Entry, suite: Suite) -> tuple[Evidence, ...]:
-    """What metrics that ask for right and wrong alone are computed from.
-
-    Returns:
-        One, or where the clean bits are unknown two: with as many right as can be, and as few.
-    """
-    clean = entry.clean()
-    if clean is not None:
-        return (_evidence(entry, suite, clean),)
-    every = np.ones(entry.count, dtype=bool)
-    fewest = ~every
-    for label, about in entry.content["bits"]["attacks"].items():
-        for text in about["robust"]:
-            fewest = fewest | entry.robust_alone(label, text)
-    return _evidence(entry, suite, every), _evidence(entry, suite, fewest)
-
-
-def _evidence(entry: Entry, suite: Suite, clean: Bits) -> Evidence:
-    samples, right = entry.samples, clean.tolist()
-    records: dict[bool, list[Record]] = {True: [], False: []}
-    for label, found in entry.content["bits"]["attacks"].items():
-        view = found["view"]
-        for text in found["robust"]:
-            bits = entry.robust_alone(label, text).tolist()
-            records[view == "full"] += [
-                _record(sample, label, text, view, is_right=is_right, is_robust=is_robust)
-                for sample, is_right, is_robust in zip(samples, right, bits, strict=True)
-            ]
-    return Evidence(
-        records=records[True],
-        epsilons={epsilon.text: epsilon.value for epsilon in suite.epsilons},
-        headline=suite.headline,
-        facts=entry.content["facts"],
-        protocol=suite.protocol,
-        diagnoses=records[False],
-    )
-
-
-def _record(
-    sample: int, attack: str, epsilon: str, view: Any, *, is_right: bool, is_robust: bool
-) -> Record:
-    """A record of class 1 that says no more than its bits."""
-    return Record(
-        sample=sample,
-        attack=attack,
-        epsilon=epsilon,
-        label=1,
-        clean_prediction=int(is_right),
-        clean_margin=0.0,
-        adversarial_prediction=int(is_robust),
-        adversarial_margin=0.0,
-        view=view,
-    )

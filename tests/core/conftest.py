@@ -10,9 +10,9 @@ import pytest
 
 from harness.bits import as_runs, pack
 from harness.entries import Entry, written
+from harness.evidence import evidences_of
 from harness.leaderboard import write_pages
 from harness.page import entry_file
-from harness.proof import evidences_of
 from harness.suite import find_suite
 
 TEN = """
