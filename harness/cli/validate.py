@@ -56,7 +56,7 @@ def validate(
         found += _changes(chosen, board, before)
     if replay and entry and not any(finding.is_error for finding in found):
         place = opt.place_of(data, cache, offline=False)
-        found += _replayed(entry, chosen, known, replay, weights, runs / "replay", device, place)
+        found += _replayed(entry, chosen, known, replay, weights, runs, device, place)
     errors = [finding for finding in found if finding.is_error]
     if as_json:
         print_json({"suite": chosen.name, "findings": [item._asdict() for item in found]})
