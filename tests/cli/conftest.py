@@ -8,20 +8,20 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def one_row(tmp_path_factory):
     """A folder in which tiny was run once, with all adversarial images, and published."""
-    return tmp_path_factory.mktemp("finished")
+    return tmp_path_factory.mktemp("one_row")
 
 
 @pytest.fixture
-def published(harness, tiny, tmp_path, finished):
+def published(harness, tiny, tmp_path, one_row):
     """The present folder, with tiny run and published; run once, then copied."""
-    if (finished / "runs").is_dir():
-        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    if (one_row / "runs").is_dir():
+        shutil.copytree(one_row, tmp_path, dirs_exist_ok=True)
         return tmp_path
     assert harness("run", "--suite", tiny, "--save-adversarial").code == 0
     assert harness("publish", "--suite", tiny, "--evaluator", "the tests").code == 0
-    shutil.copytree(tmp_path, finished, dirs_exist_ok=True)
+    shutil.copytree(tmp_path, one_row, dirs_exist_ok=True)
     return tmp_path
 
 

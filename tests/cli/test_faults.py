@@ -301,6 +301,8 @@ def test_a_clock_that_jumped_makes_no_second_row(harness, two_seeds, tmp_path, y
     written = files(tmp_path / "leaderboard")
     second = json.loads(harness("publish", *SUITE, "--json").out)
 
-    assert [row["model"] for row in first["rows"]] == ["cnn/digits.standard"]
+    board = json.loads((tmp_path / "leaderboard" / "tiny.json").read_text())
+    assert [row["seed"] for row in first["rows"]] == [0, 1]
+    assert [row["model"] for row in board["rows"]] == ["cnn/digits.standard"]
     assert first == second
     assert files(tmp_path / "leaderboard") == written
