@@ -31,6 +31,7 @@ def attacked(
     *,
     epsilons: Mapping[str, float],
     protocol: str = "nested",
+    shares_start: bool = False,
 ) -> Findings:
     """What a run finds on these images: clean pass, attack, judgement and records included.
 
@@ -40,11 +41,12 @@ def attacked(
         manner: Whether fooled images leave, and in which precision.
         epsilons: Radius in Linf for each epsilon, upwards.
         protocol: How they share work.
+        shares_start: PGD and AutoPGD begin where the peers do, not at noise of our own.
     """
     find = contest.registry.find
     entry = find("attacks", task.registered)
     parameters = entry.settle({**task.parameters, "stop": manner.stop}, f"task {task.name}")
-    if len(epsilons) == 1 and task.kind in ("pgd", "apgd"):
+    if shares_start and task.kind in ("pgd", "apgd"):
         parameters = {**parameters, "start": [start(contest, task)]}
     model = deepcopy(contest.model).to(memory_format=torch.channels_last)
     images = contest.samples.images

@@ -96,7 +96,8 @@ def _absence(peer: Peer, found: Presence, task: Task) -> str:
 
 
 def _own(contest: Contest, task: Task, manner: Manner) -> Proposal:
-    findings = attacked(contest, task, manner, epsilons={"epsilon": contest.epsilon})
+    grid = {"epsilon": contest.epsilon}
+    findings = attacked(contest, task, manner, epsilons=grid, shares_start=True)
     return Proposal(findings.adversarial[task.name, "epsilon"], passes(findings.records))
 
 
