@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.bits import Bits, as_runs, from_runs, pack, unpack
-from harness.errors import EntryError
+from harness.errors import EntryError, UnknownName
 from harness.migrations import SCHEMA
 from harness.strangers import parsed
 
@@ -142,7 +142,7 @@ def entry_of(
                 "name": manifest["model"],
                 "recipe": manifest["recipe"],
                 "seed": ingredients["seed"],
-                "card": card_facts(registry.find("models", manifest["model"]).card),
+                "card": _card(manifest["model"], registry),
             },
             "weights": manifest["weights"],
             "data": {
@@ -169,6 +169,14 @@ def entry_of(
             "reported": False,
         }
     )
+
+
+def _card(model: str, registry: Registry) -> dict[str, Any]:
+    """Facts of a model's card; none where its plugin is not there."""
+    try:
+        return card_facts(registry.find("models", model).card)
+    except UnknownName:
+        return {}
 
 
 def card_facts(card: ModelCard) -> dict[str, Any]:

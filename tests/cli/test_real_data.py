@@ -240,6 +240,7 @@ def test_images_without_labels_do_not_keep_a_row_off_the_board(harness, tmp_path
 
     published = harness("publish", "--suite", suite, "--json")
 
+    assert published.code == 0, published.err
     (row,) = json.loads(published.out)["rows"]
     assert row["n"] == 2
 
