@@ -44,6 +44,15 @@ def test_what_is_right_of_the_border_or_only_lists_imports_no_torch(module):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("module", ["scipy", "jsonschema", "pandas", "datasets", "timm", "art"])
+def test_the_command_line_starts_without_what_few_commands_need(module):
+    code = f"import harness.cli.app, sys; sys.exit({module!r} in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+
+    assert done.returncode == 0
+
+
 def test_loading_all_plugins_imports_no_torch():
     code = (
         "import sys; from harness.plugins import load_plugins; load_plugins(); "

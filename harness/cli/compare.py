@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli import options as opt
 from harness.cli.output import print_json, print_table
-from harness.compare import Comparison, RecipeClaim
-from harness.entries import Entry
 from harness.errors import UsageError
 from harness.hints import did_you_mean
 from harness.suite import find_suite
+
+if TYPE_CHECKING:
+    from harness.compare import Comparison, RecipeClaim
+    from harness.entries import Entry
 
 
 def compare(

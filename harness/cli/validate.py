@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli import options as opt
 from harness.cli.output import note, print_json
 from harness.errors import UsageError
-from harness.registry import Registry
-from harness.sources import Place
 from harness.suite import Suite, find_suite
-from harness.validate import Finding, check_board, check_change, check_entry
+
+if TYPE_CHECKING:
+    from harness.proof import Finding
+    from harness.registry import Registry
 
 
 def validate(
@@ -42,21 +43,27 @@ def validate(
 ) -> None:
     """Check entries against their bits, their suite, their pages and what was there before."""
     from harness.entries import read_entry
+    from harness.proof import check_entry
 
     if replay and entry is None:
         raise UsageError("--replay attacks the images of one entry: name it with --entry")
     known = opt.registry(plugin, no_plugin)
     chosen = find_suite(suite, known)
+    doubted = read_entry(entry) if entry else None
     found = (
-        list(check_entry(read_entry(entry), chosen, known))
-        if entry
+        list(check_entry(doubted, chosen, known))
+        if doubted
         else _board_findings(chosen, board, known)
     )
     if before is not None:
         found += _changes(chosen, board, before)
-    if replay and entry and not any(finding.is_error for finding in found):
-        place = opt.place_of(data, cache, offline=False)
-        found += _replayed(entry, chosen, known, replay, weights, runs, device, place)
+    if replay and doubted and not any(finding.is_error for finding in found):
+        from harness.replay import contender_of, replayed
+        from harness.runner import Request
+
+        row, place = contender_of(doubted, known, weights), opt.place_of(data, cache, offline=False)
+        request = Request(chosen, (row,), runs, device=device, place=place)
+        found += replayed(doubted, request, known, count=replay)
     errors = [finding for finding in found if finding.is_error]
     if as_json:
         print_json({"suite": chosen.name, "findings": [item._asdict() for item in found]})
@@ -75,6 +82,8 @@ def _shown(text: str) -> str:
 
 
 def _board_findings(suite: Suite, folder: Path, known: Registry) -> list[Finding]:
+    from harness.validate import check_board
+
     name = suite.board(suite.copy)
     if not (folder / name).is_dir():
         raise UsageError(f"{folder / name}: no such board; publish it, or name another --board")
@@ -82,25 +91,7 @@ def _board_findings(suite: Suite, folder: Path, known: Registry) -> list[Finding
 
 
 def _changes(suite: Suite, folder: Path, before: Path) -> list[Finding]:
+    from harness.validate import check_change
+
     name = suite.board(suite.copy)
     return list(check_change(folder / name, before / name))
-
-
-def _replayed(
-    path: Path,
-    suite: Suite,
-    known: Registry,
-    count: int,
-    weights: str,
-    out: Path,
-    device: str,
-    place: Place,
-) -> list[Finding]:
-    from harness.entries import read_entry
-    from harness.replay import contender_of, replayed
-    from harness.runner import Request
-
-    entry = read_entry(path)
-    row = contender_of(entry, known, weights)
-    request = Request(suite, (row,), out, device=device, place=place)
-    return replayed(entry, request, known, count=count)
