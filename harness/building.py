@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,4 +109,4 @@ def bound_attack(attack: AttackSpec, registry: Registry, *, is_routed: bool = Tr
 
 def _member(written: str, spec: AttackSpec, registry: Registry) -> Member:
     bound = bound_attack(spec, registry)
-    return Member(written, bound.run, bound.loss, bound.view, bound.parameters)
+    return Member(written, partial(bound.run, **bound.parameters), bound.loss, bound.view)

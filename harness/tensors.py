@@ -154,13 +154,12 @@ class Attack(Protocol):
 
 
 class Member(NamedTuple):
-    """An attack that another one calls, with its own loss, view and parameters."""
+    """An attack that another one calls, its parameters settled; its noise goes by its name."""
 
-    label: str
-    run: Attack
-    loss: Loss
-    view: View
-    parameters: Mapping[str, Any]
+    name: str
+    run: Callable[..., Images]  # an `Attack` that asks for no more parameters
+    loss: Loss | None = None  # None climbs the loss of whoever calls
+    view: View | None = None  # None looks as whoever calls does
 
     def __call__(
         self,
@@ -171,10 +170,10 @@ class Member(NamedTuple):
         *,
         noise: Noise,
     ) -> Images:
-        """What it proposes, with noise of its own."""
-        bound = objective.under(self.loss).through(self.view)
-        drawn = noise.named(self.label)
-        return self.run(bound, images, labels, threat, noise=drawn, **self.parameters)
+        """What it proposes: one candidate for each image."""
+        bound = objective if self.loss is None else objective.under(self.loss)
+        bound = bound if self.view is None else bound.through(self.view)
+        return self.run(bound, images, labels, threat, noise=noise.named(self.name))
 
 
 class Observation(NamedTuple):

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 from harness.api import ThreatModel
-from harness.tensors import Images, Labels, Loss, Noise, Objective
+from harness.tensors import Images, Labels, Loss, Member, Noise, Objective
 from harness_attacks.apgd import apgd
 from harness_attacks.cascade import cascade
 from harness_attacks.fab import fab
@@ -24,27 +23,6 @@ from harness_attacks.square import square
 from harness_attacks.targeted import apgd_targeted
 
 VERSIONS = ("standard", "plus", "rand")
-
-
-class AutoPart(NamedTuple):
-    """One attack of the row."""
-
-    name: str
-    run: Callable[..., Images]
-    loss: Loss
-
-    def __call__(
-        self,
-        objective: Objective,
-        images: Images,
-        labels: Labels,
-        threat: ThreatModel,
-        *,
-        noise: Noise,
-    ) -> Images:
-        """What it proposes, with its loss and noise of its own."""
-        bound = objective.under(self.loss)
-        return self.run(bound, images, labels, threat, noise=noise.named(self.name))
 
 
 def autoattack(  # noqa: PLR0913 - what the versions share
@@ -100,30 +78,30 @@ def parts(
     targets: int = 9,
     queries: int = 5000,
     stop: str = "first",
-) -> Iterator[AutoPart]:
+) -> Iterator[Member]:
     """The attacks of "standard" or "plus" in the order of the official code, cheap ones first."""
     restarts = 5 if version == "plus" else 1
     climb = partial(apgd, steps=steps, restarts=restarts, stop=stop)
     walk = partial(fab, steps=steps, targets=targets, stop=stop)
-    yield AutoPart("apgd-ce", climb, cross_entropy)
+    yield Member("apgd-ce", climb, cross_entropy)
     if version == "plus":
-        yield AutoPart("apgd-dlr", climb, _ratio(classes))
-        yield AutoPart("fab", partial(walk, restarts=5), cross_entropy)
+        yield Member("apgd-dlr", climb, _ratio(classes))
+        yield Member("fab", partial(walk, restarts=5), cross_entropy)
     if classes > 3:  # noqa: PLR2004 - the loss asks for the fourth largest logit
         draw = partial(apgd_targeted, steps=steps, targets=targets, stop=stop)
-        yield AutoPart("apgd-t", draw, cross_entropy)
+        yield Member("apgd-t", draw, cross_entropy)
     else:
         plain = partial(apgd, steps=steps, stop=stop)
-        yield AutoPart("apgd-margin", plain, negative_margin)
-    yield AutoPart("fab-t", walk, cross_entropy)
-    yield AutoPart("square", partial(square, queries=queries, stop=stop), negative_margin)
+        yield Member("apgd-margin", plain, negative_margin)
+    yield Member("fab-t", walk, cross_entropy)
+    yield Member("square", partial(square, queries=queries, stop=stop), negative_margin)
 
 
-def _averaged(classes: int, steps: int, draws: int, stop: str) -> Iterator[AutoPart]:
+def _averaged(classes: int, steps: int, draws: int, stop: str) -> Iterator[Member]:
     """The two attacks of version "rand"."""
     climb = partial(apgd, steps=steps, draws=draws, stop=stop)
-    yield AutoPart("apgd-ce", climb, cross_entropy)
-    yield AutoPart("apgd-dlr", climb, _ratio(classes))
+    yield Member("apgd-ce", climb, cross_entropy)
+    yield Member("apgd-dlr", climb, _ratio(classes))
 
 
 def _ratio(classes: int) -> Loss:

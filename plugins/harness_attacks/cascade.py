@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -12,24 +11,8 @@ from harness.tensors import Images, Labels, Member, Noise, Objective
 from harness_attacks.settings import STOPS, check_word
 
 
-@runtime_checkable
-class Part(Protocol):
-    """One attack of a row, its loss and parameters settled."""
-
-    def __call__(
-        self,
-        objective: Objective,
-        images: Images,
-        labels: Labels,
-        threat: ThreatModel,
-        *,
-        noise: Noise,
-    ) -> Images:
-        """One candidate for each image."""
-
-
 def cascade(  # noqa: PLR0913 - the arguments of an attack
-    parts: Iterable[Part],
+    members: Iterable[Member],
     objective: Objective,
     images: Images,
     labels: Labels,
@@ -38,16 +21,16 @@ def cascade(  # noqa: PLR0913 - the arguments of an attack
     noise: Noise,
     stop: str,
 ) -> Images:
-    """What the first of the parts that fools an image proposes.
+    """What the first of the members that fools an image proposes.
 
     Args:
-        parts: In their order.
-        objective: Whose model is attacked; it says which images a part has fooled.
+        members: In their order.
+        objective: Whose model is attacked; it says which images a member has fooled.
         images: In [0, 1].
         labels: Correct classes.
         threat: Ball to stay in.
-        noise: Handed to each part.
-        stop: "first" leaves fooled images out of later parts; "never" shows them to all parts.
+        noise: Each member has a stream of its own.
+        stop: "first" leaves fooled images out of later members; "never" shows them to all.
 
     Raises:
         AttackError: `stop` is not known.
@@ -55,13 +38,13 @@ def cascade(  # noqa: PLR0913 - the arguments of an attack
     check_word("stop", stop, STOPS)
     adversarial = images.clone()
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    for part in parts:
+    for member in members:
         live = torch.arange(len(images), device=images.device)
         live = live if stop == "never" else live[~fooled]
         if len(live) == 0:
             break
         bound = objective.rows(live)
-        found = part(bound, images[live], labels[live], threat, noise=noise.rows(live))
+        found = member(bound, images[live], labels[live], threat, noise=noise.rows(live))
         score = bound.score(found)
         shown = score.fooled | ~fooled[live]
         adversarial[live[shown]] = found[shown]

@@ -10,71 +10,14 @@ from typing import NamedTuple
 import torch
 
 from harness.api import AttackError, ThreatModel, View
-from harness.tensors import Images, Labels, Mask, Noise, Objective
+from harness.tensors import Images, Labels, Mask, Member, Noise, Objective
 from harness_attacks.apgd import apgd
-from harness_attacks.cascade import Part, cascade
+from harness_attacks.cascade import cascade
 from harness_attacks.routing import router_gap
 from harness_attacks.settings import INITS, STOPS, check_start, check_word
 
 BEYOND = 0.01
 """How far a point is steered beyond the border of an expert's region, as a share of epsilon."""
-
-
-class InView(NamedTuple):
-    """AutoPGD in one view of the model."""
-
-    name: str
-    view: View
-    steps: int
-    restarts: int = 1
-
-    def __call__(
-        self,
-        objective: Objective,
-        images: Images,
-        labels: Labels,
-        threat: ThreatModel,
-        *,
-        noise: Noise,
-    ) -> Images:
-        """What it proposes, with noise of its own."""
-        return apgd(
-            objective.through(self.view),
-            images,
-            labels,
-            threat,
-            noise=noise.named(self.name),
-            steps=self.steps,
-            restarts=self.restarts,
-        )
-
-
-class Steered(NamedTuple):
-    """Each expert's loss climbed where the router chooses it."""
-
-    name: str
-    experts: int
-    steps: int
-
-    def __call__(
-        self,
-        objective: Objective,
-        images: Images,
-        labels: Labels,
-        threat: ThreatModel,
-        *,
-        noise: Noise,
-    ) -> Images:
-        """What it proposes, with noise of its own."""
-        return steered(
-            objective,
-            images,
-            labels,
-            threat,
-            noise=noise.named(self.name),
-            experts=self.experts,
-            steps=self.steps,
-        )
 
 
 def forced_expert(  # noqa: PLR0913 - the parameters of the algorithm
@@ -144,7 +87,7 @@ def moe_battery(  # noqa: PLR0913 - the parameters of the algorithm
     return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
 
 
-def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator[Part]:
+def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator[Member]:
     """The parts that apply, and restarts that take the passes of the others.
 
     A step in a view whose logits are the model's own takes 2 passes, one each way; where the
@@ -157,18 +100,20 @@ def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator
         steps: Gradient steps of each run.
     """
     forced = min(experts, max(num_experts, default=1) - 1)
+    climb = partial(apgd, steps=steps)
     unspent = (3 + 2) * (experts - forced)
     if num_experts:
-        yield InView("detached", View("detached"), steps)
-        yield InView("relaxed", View("relaxed"), steps)
+        yield Member("detached", climb, view=View("detached"))
+        yield Member("relaxed", climb, view=View("relaxed"))
     else:
         unspent += 2 + 3 + 2
     for rank in range(1, forced + 1):
         yield _forced(rank, steps)
     if num_experts:
-        yield Steered("steered", forced + 1, ceil(0.4 * steps))
+        yield Member("steered", partial(steered, experts=forced + 1, steps=ceil(0.4 * steps)))
     if unspent:
-        yield InView("restarts", View("full"), steps, restarts=ceil(unspent / 2))
+        restarts = partial(climb, restarts=ceil(unspent / 2))
+        yield Member("restarts", restarts, view=View("full"))
 
 
 def steered(  # noqa: PLR0913 - the parameters of the algorithm
@@ -286,8 +231,8 @@ def _begin(
     return images if init == "clean" else threat.around(images, noise.uniform(rank))
 
 
-def _forced(rank: int, steps: int) -> InView:
-    return InView(f"expert {rank}", View("forced", rank=rank), steps)
+def _forced(rank: int, steps: int) -> Member:
+    return Member(f"expert {rank}", partial(apgd, steps=steps), view=View("forced", rank=rank))
 
 
 def _reachable(objective: Objective, experts: int) -> int:

@@ -16,7 +16,7 @@ from harness.passes import objective_of
 from harness.plan import Contender, cell_ingredients, key
 from harness.plugins import load_plugins
 from harness.suite import AttackSpec, member_spec, read_suite
-from harness.tensors import Noise, Samples, is_fooled, noise_key
+from harness.tensors import Member, Noise, Samples, is_fooled, noise_key
 from harness.testing import LinearModel, linear_samples
 from harness_attacks.autoattack import autoattack
 from harness_attacks.cascade import cascade
@@ -99,24 +99,24 @@ def test_members_in_another_order_fool_the_same_images(registry, network, sample
     assert torch.equal(fooled(row, network, samples), forwards)
 
 
-def part(shift, seen):
+def member(shift, seen):
     """Moves all pixels, and notes how many images it is shown."""
 
     def run(objective, images, labels, threat, *, noise):
         seen.append(len(images))
         return images + shift
 
-    return run
+    return Member("shift", run)
 
 
 @pytest.mark.parametrize(("stop", "shown"), [("first", [4, 4]), ("never", [4, 4, 4])])
 def test_a_fooled_image_keeps_what_fooled_it(stop, shown):
     model, samples, seen = LinearModel(), linear_samples(4, gap=0.02), []
     noise = Noise(0, samples.ids, (3, 8, 8))
-    parts = [part(0.01, seen), part(-0.025, seen), part(0.02, seen)]
+    members = [member(0.01, seen), member(-0.025, seen), member(0.02, seen)]
 
     found = cascade(
-        parts, objective(model, samples), samples.images, samples.labels, THREAT, noise=noise,
+        members, objective(model, samples), samples.images, samples.labels, THREAT, noise=noise,
         stop=stop,
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def test_an_image_that_nothing_fools_keeps_the_last_proposal():
     bounded = objective(LinearModel(), samples)
 
     found = cascade(
-        [part(-0.02, []), part(0.01, [])], bounded, samples.images, samples.labels, THREAT,
+        [member(-0.02, []), member(0.01, [])], bounded, samples.images, samples.labels, THREAT,
         noise=noise, stop="first",
     )  # fmt: skip
 
