@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -23,10 +23,21 @@ from harness.checkpoints import plain_state
 from harness.errors import CheckpointError, TrainingError
 from harness.numerics import Batches, frozen
 from harness.passes import objective_of
-from harness.seeing import predict
+from harness.seeing import Context, clean_pass
 from harness.store import write_atomically
-from harness.tensors import Images, Labels, Loss, Noise, Pixels, Rows, noise_key
+from harness.tensors import (
+    Images,
+    Labels,
+    Loss,
+    Noise,
+    Pixels,
+    RoutedClassifier,
+    Rows,
+    Samples,
+    noise_key,
+)
 from harness.threat import ThreatModel
+from harness.views import FULL, View
 
 Schedule: TypeAlias = Callable[[float], float]
 """Share of the training that is done, 0 to 1, to the factor of the learning rate."""
@@ -47,10 +58,12 @@ class Phase:
     Attributes:
         optimizer: Over the parameters of this phase.
         loss: One number for a batch; called in training mode.
+        clip: Largest L2 norm of the gradient of all its parameters together.
     """
 
     optimizer: torch.optim.Optimizer
     loss: Callable[[Batch], Tensor]
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ class Training:
         batch_size: Images of one step; an incomplete last batch is left out.
         schedule: Of all learning rates.
         augment: What is done to the images of a batch.
+        watch: Numbers of interest at the end of an epoch, from all held-out images at once;
+            nothing is chosen by them.
     """
 
     phases: Sequence[Phase]
@@ -70,6 +85,7 @@ class Training:
     batch_size: int
     schedule: Schedule
     augment: Augment
+    watch: Callable[[Batch], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +108,16 @@ class TrainingContext:
     loss_named: Callable[[str], Loss]
     batch_size: int = 1024
 
-    def attack(
+    def attack(  # noqa: PLR0913 - what is attacked, and how
         self,
         name: str,
         batch: Batch,
         threat: ThreatModel,
         *,
         objective: str = "ce",
+        model: nn.Module | None = None,
+        view: View = FULL,
+        is_anchored: bool = False,
         **parameters: Any,
     ) -> Images:
         """Attacked images of a batch.
@@ -111,14 +130,29 @@ class TrainingContext:
             batch: Images, labels and where random starts come from.
             threat: Ball to stay in.
             objective: Registered objective.
+            model: A part of the model that is attacked alone; None attacks the whole.
+            view: How the model is looked at.
+            is_anchored: The objective or the view looks at the clean images' logits or routes,
+                for which a pass more is made.
             parameters: Those that differ from the attack's defaults.
         """
         run, settled = self.attack_named(name, **parameters)
         loss = self.loss_named(objective)
-        with frozen(self.model) as model:
-            bound = objective_of(model, loss, batch.labels, batch_size=self.batch_size)
-            proposed = run(bound, batch.images, batch.labels, threat, noise=batch.noise, **settled)
+        with frozen(self.model if model is None else model) as attacked:
+            bound = objective_of(attacked, loss, batch.labels, batch_size=self.batch_size)
+            if is_anchored:
+                bound = replace(bound, context=self.looked_at(batch, model=model))
+            proposed = run(
+                bound.through(view), batch.images, batch.labels, threat, noise=batch.noise,
+                **settled,
+            )  # fmt: skip
         return threat.project(proposed.detach(), batch.images)
+
+    def looked_at(self, batch: Batch, *, model: nn.Module | None = None) -> Context:
+        """Logits and routes of any number of images, in evaluation mode, without a gradient."""
+        samples = Samples(batch.noise.samples, batch.images, batch.labels)
+        with frozen(self.model if model is None else model) as looking:
+            return clean_pass(looking, samples, batches=Batches(self.batch_size))
 
 
 @dataclass(frozen=True)
@@ -170,6 +204,14 @@ def new_fabric(device: torch.device) -> Fabric:
     return Fabric(accelerator=accelerator, devices=1)
 
 
+def wrapped_for_training(fabric: Fabric, model: nn.Module) -> nn.Module:
+    """The model on Fabric's device; routes may be asked of it as of the model itself."""
+    wrapped = fabric.setup_module(model.to(memory_format=torch.channels_last))
+    if isinstance(model, RoutedClassifier):
+        wrapped.mark_forward_method("routed")
+    return wrapped
+
+
 def fit(
     fabric: Fabric,
     training: Training,
@@ -202,7 +244,7 @@ def fit(
         history = _restore(progress.path, context.model, phases)
         for epoch in range(len(history), training.epochs):
             loss = _epoch(fabric, training, phases, context, data, epoch)
-            history.append({"loss": loss} | _watched(context, held_out))
+            history.append({"loss": loss} | _watched(training, context, held_out))
             _save(progress.path, context.model, phases, history)
             progress.told(EpochEnd(progress.name, epoch + 1, training.epochs, history[-1]))
     return history
@@ -210,7 +252,10 @@ def fit(
 
 def _set_up(fabric: Fabric, phases: Sequence[Phase]) -> list[Phase]:
     return [
-        Phase(cast(torch.optim.Optimizer, fabric.setup_optimizers(phase.optimizer)), phase.loss)
+        replace(
+            phase,
+            optimizer=cast(torch.optim.Optimizer, fabric.setup_optimizers(phase.optimizer)),
+        )
         for phase in phases
     ]
 
@@ -239,6 +284,8 @@ def _epoch(
             _refuse_non_finite(loss, epoch, step)
             phase.optimizer.zero_grad()
             fabric.backward(loss)
+            if phase.clip is not None:
+                torch.nn.utils.clip_grad_norm_(_parameters(phase.optimizer), phase.clip)
             phase.optimizer.step()
         total += float(loss.detach())
     for phase, base in zip(phases, rates, strict=True):
@@ -256,11 +303,12 @@ def _order(context: TrainingContext, epoch: int) -> Rows:
 def _batch(
     training: Training, context: TrainingContext, data: TrainingData, ids: Rows, epoch: int
 ) -> Batch:
-    device = next(context.model.parameters()).device
-    images, labels = data.rows(ids, device)
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    noise = Noise(noise_key(context.seed, "training", str(epoch)), ids.to(device), shape)
-    return Batch(training.augment(images, noise), labels, noise)
+    batch = _keyed(context, *data.rows(ids, _device(context)), ids, str(epoch))
+    return batch._replace(images=training.augment(batch.images, batch.noise))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, base: list[float], factor: float) -> None:
@@ -285,17 +333,28 @@ def _refuse_broken(model: nn.Module, epoch: int) -> None:
             )
 
 
-def _watched(context: TrainingContext, held_out: TrainingData | None) -> dict[str, float]:
+def _watched(
+    training: Training, context: TrainingContext, held_out: TrainingData | None
+) -> dict[str, float]:
+    """What is told of the held-out images; their random starts are the same in every epoch."""
     if held_out is None:
         return {}
-    with frozen(context.model) as model:
-        device = next(model.parameters()).device
-        right = 0
-        for ids in torch.arange(len(held_out.labels)).split(context.batch_size):
-            images, labels = held_out.rows(ids, device)
-            logits = predict(model, images, batches=Batches(context.batch_size))
-            right += int((logits.argmax(dim=1) == labels).sum())
-    return {"validation_accuracy": right / len(held_out.labels)}
+    ids = torch.arange(len(held_out.labels))
+    batch = _keyed(context, *held_out.rows(ids, _device(context)), ids, "held out")
+    right = context.looked_at(batch).logits.argmax(dim=1) == batch.labels
+    told = {"validation_accuracy": float(right.to(torch.float64).mean())}
+    return told if training.watch is None else told | dict(training.watch(batch))
+
+
+def _keyed(context: TrainingContext, images: Images, labels: Labels, ids: Rows, name: str) -> Batch:
+    """A batch whose noise depends on the seed, a name and the images' ids."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    key = noise_key(context.seed, "training", name)
+    return Batch(images, labels, Noise(key, ids.to(images.device), shape))
+
+
+def _device(context: TrainingContext) -> torch.device:
+    return next(context.model.parameters()).device
 
 
 def _save(

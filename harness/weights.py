@@ -11,7 +11,14 @@ from filelock import FileLock
 from harness import checkpoints, plan
 from harness.building import build_model
 from harness.numerics import resolve_device
-from harness.training import Progress, TrainingContext, TrainingData, fit, new_fabric
+from harness.training import (
+    Progress,
+    TrainingContext,
+    TrainingData,
+    fit,
+    new_fabric,
+    wrapped_for_training,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +119,7 @@ def _train(
         seed=trainer.seed,
     )
     context = TrainingContext(
-        model=fabric.setup_module(model.to(memory_format=torch.channels_last)),
+        model=wrapped_for_training(fabric, model),
         num_images=len(data.labels),
         seed=trainer.seed,
         attack_named=_attack_named(trainer.registry),

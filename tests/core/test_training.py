@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.augmentation import translated
 from harness.errors import CheckpointError, TrainingError
 from harness.tensors import Noise
+from harness.testing import ToyMoE
 from harness.threat import ThreatModel
 from harness.training import (
     Batch,
@@ -24,7 +26,9 @@ from harness.training import (
     fit,
     new_fabric,
     warmed_up,
+    wrapped_for_training,
 )
+from harness.views import View
 from harness.weights import _attack_named
 
 COUNT = 40
@@ -48,7 +52,10 @@ def network():
     )
 
 
-def train(folder, registry, *, loss=None, told=lambda event: None, epochs=3, held_out=None):
+def train(  # noqa: PLR0913 - what the tests vary
+    folder, registry, *, loss=None, told=lambda event: None, epochs=3, held_out=None, clip=None,
+    watch=None,
+):  # fmt: skip
     """Train a small network; its state and the numbers of its epochs."""
     fabric = new_fabric(torch.device("cpu"))
     model = network()
@@ -62,11 +69,12 @@ def train(folder, registry, *, loss=None, told=lambda event: None, epochs=3, hel
     optimizer = torch.optim.AdamW(context.model.parameters(), lr=0.01)
     default = partial(plain_loss, context.model)
     training = Training(
-        phases=[Phase(optimizer, loss or default)],
+        phases=[Phase(optimizer, loss or default, clip)],
         epochs=epochs,
         batch_size=8,
         schedule=warmed_up(0.2),
         augment=translated(1),
+        watch=watch,
     )
     progress = Progress(folder / "checkpoint.pt", "small", told)
     history = fit(fabric, training, context, data(), held_out, progress)
@@ -193,3 +201,77 @@ def test_the_warm_up_rises_linearly_and_then_follows_the_cosine():
 
     # 0.1 is half of the rise; 0.6 is half of what is left
     assert [schedule(0.1), schedule(0.2), schedule(0.6)] == pytest.approx([0.5, 1, 0.5])
+
+
+def test_a_gradient_is_clipped_to_the_norm_of_its_phase(tmp_path, registry):
+    norms = []
+
+    def note(optimizer, *_):
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    handle = register_optimizer_step_pre_hook(note)
+    train(tmp_path, registry, clip=0.01)
+    handle.remove()
+
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_what_a_recipe_watches_is_told_of_all_held_out_images(tmp_path, registry):
+    seen = []
+
+    def watch(batch):
+        seen.append(batch)
+        return {"first_pixel": float(batch.images[0, 0, 0, 0])}
+
+    _, history = train(tmp_path, registry, held_out=data(), watch=watch)
+
+    assert [len(batch.labels) for batch in seen] == [COUNT, COUNT, COUNT]
+    assert history[0]["first_pixel"] == float(data().pixels[0, 0, 0, 0] / 255)
+    assert torch.equal(seen[0].noise.uniform(0), seen[2].noise.uniform(0))
+
+
+@pytest.fixture
+def routed_context(registry):
+    torch.manual_seed(0)
+    model = ToyMoE(4, (1, 8, 8), gradient="straight-through")
+    wrapped = wrapped_for_training(new_fabric(torch.device("cpu")), model)
+    losses = lambda name: registry.find("objectives", name).load()  # noqa: E731
+    return TrainingContext(wrapped, COUNT, 5, _attack_named(registry), losses)
+
+
+def held_out_batch():
+    images, labels = data().rows(torch.arange(8), torch.device("cpu"))
+    return Batch(images, labels, Noise(1, torch.arange(8), (1, 8, 8)))
+
+
+def test_a_wrapped_model_shows_its_routes(routed_context):
+    found = routed_context.looked_at(held_out_batch())
+
+    assert found.logits.shape == (8, 4)
+    assert len(found.clean_routes) == 1
+
+
+def test_an_anchored_attack_sees_the_clean_logits_and_its_view(routed_context):
+    batch, threat = held_out_batch(), ThreatModel("linf", 0.1)
+
+    plain, forced = (
+        routed_context.attack(
+            "pgd", batch, threat, objective="trades-kl", view=view, is_anchored=True, steps=3
+        )
+        for view in (View("full"), View("forced", rank=1))
+    )
+
+    assert ((plain - batch.images).abs() > 0).any()
+    assert not torch.equal(plain, forced)
+
+
+def test_a_part_of_the_model_is_attacked_alone(routed_context):
+    batch, threat = held_out_batch(), ThreatModel("linf", 0.1)
+    part = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+    found = routed_context.attack("pgd", batch, threat, model=part, steps=10, stop="never")
+    other = routed_context.attack("pgd", batch, threat, steps=10, stop="never")
+
+    losses = [functional.cross_entropy(part(images), batch.labels) for images in (found, other)]
+    assert losses[0] > losses[1] + 0.05
