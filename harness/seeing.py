@@ -83,19 +83,19 @@ def predict(
 
 @torch.no_grad()
 def clean_pass(model: Classifier, samples: Samples, *, batches: Batches, draws: int = 1) -> Context:
-    """What the clean images give, which all attacks share."""
-    logits = predict(model, samples.images, batches=batches, draws=draws)
-    routes: tuple[Routing, ...] = ()
-    if isinstance(model, RoutedClassifier):
-        routed = model.routed
+    """What the clean images give, which all attacks share; of several draws, the first's routes."""
 
-        def one(rows: Rows, count: int) -> tuple[Routing, ...]:
-            kept = torch.arange(count, device=rows.device)
-            return tuple(routing.rows(kept) for routing in routed(samples.images[rows]).routes)
+    def one(rows: Rows, count: int) -> tuple[Logits, tuple[Routing, ...]]:
+        passes = [seen(model, samples.images[rows]) for _ in range(draws)]
+        logits = torch.stack([found.logits for found in passes]).mean(dim=0)
+        true = torch.arange(count, device=rows.device)
+        return logits[:count], tuple(routing.rows(true) for routing in passes[0].routes)
 
-        layers = zip(*batches.over(samples.images, one), strict=True)
-        routes = tuple(_joined_routing(parts) for parts in layers)
-    return Context(samples.labels, samples.accepted, None, samples.images, logits, routes)
+    logits, routes = zip(*batches.over(samples.images, one), strict=True)
+    layers = tuple(_joined_routing(parts) for parts in zip(*routes, strict=True))
+    return Context(
+        samples.labels, samples.accepted, None, samples.images, torch.cat(logits), layers
+    )
 
 
 def seen(
