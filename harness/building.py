@@ -76,7 +76,9 @@ def build_model(
     return model
 
 
-def bound_attack(attack: AttackSpec, registry: Registry, *, is_routed: bool = True) -> BoundAttack:
+def bound_attack(
+    attack: AttackSpec, registry: Registry, *, is_routed: bool = True, is_coupled: bool = False
+) -> BoundAttack:
     """An attack of a suite with its objective and the attacks that it calls, ready to be called.
 
     Args:
@@ -84,16 +86,19 @@ def bound_attack(attack: AttackSpec, registry: Registry, *, is_routed: bool = Tr
         registry: Where names are looked up.
         is_routed: The model has routes; a dense one meets only those of the attacks that an
             attack calls which have a meaning for it.
+        is_coupled: The model couples images, so that fooled ones may not leave.
 
     Raises:
         HarnessError: Something that it names cannot be imported.
     """
     entry = registry.find("attacks", attack.name)
     parameters = dict(attack.parameters)
+    if is_coupled and "stop" in parameters:
+        parameters["stop"] = "never"
     if entry.card.members:
         specs = {name: member_spec(name, registry) for name in members_of(entry, parameters)}
         parameters[entry.card.members] = tuple(
-            _member(name, spec, registry)
+            _member(name, spec, registry, is_coupled=is_coupled)
             for name, spec in specs.items()
             if is_routed or not needs_routes(spec, registry)
         )
@@ -107,6 +112,6 @@ def bound_attack(attack: AttackSpec, registry: Registry, *, is_routed: bool = Tr
     )
 
 
-def _member(written: str, spec: AttackSpec, registry: Registry) -> Member:
-    bound = bound_attack(spec, registry)
+def _member(written: str, spec: AttackSpec, registry: Registry, *, is_coupled: bool) -> Member:
+    bound = bound_attack(spec, registry, is_coupled=is_coupled)
     return Member(written, partial(bound.run, **bound.parameters), bound.loss, bound.view)

@@ -42,7 +42,8 @@ class ModelCard:
         num_experts: Experts of each MoE layer; None for a dense model.
         num_selected: Experts that work for one token (K).
         router_gradient: What gradient reaches the input through the router.
-        batch_coupled: True where an image's logits depend on the other images of its batch.
+        group: Consecutive images on each other of which their logits depend, such as those that
+            share the experts' places; 1 where each image stands alone.
         draws: Passes whose mean is the prediction, of a model that draws random numbers itself.
     """
 
@@ -55,7 +56,7 @@ class ModelCard:
     num_experts: int | None = None
     num_selected: int | None = None
     router_gradient: RouterGradient | None = None
-    batch_coupled: bool = False
+    group: int = 1
     draws: int = 1
 
 

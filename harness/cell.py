@@ -154,9 +154,12 @@ def _sweep(
     if setting.protocol.name != "independent":
         settled = clean_errors
     points = samples.images.clone()
+    is_coupled = setting.defence.batches.group > 1
     grid = _grid(setting, attack)
     for epsilon, threat in reversed(grid) if setting.protocol.is_downwards else grid:
         live = (~settled).nonzero()[:, 0]
+        if is_coupled and len(live) > 0:
+            live = torch.arange(len(settled), device=live.device)
         records = [_carried(record, epsilon) for record in records]
         if len(live) > 0:
             batch = samples.rows(live)
@@ -164,7 +167,8 @@ def _sweep(
                 setting, attack.rows(live), batch, context.rows(live), threat
             )
             for row, record in zip(live.tolist(), fresh, strict=True):
-                records[row] = replace(record, epsilon=epsilon)
+                if not settled[row]:
+                    records[row] = replace(record, epsilon=epsilon)
             fooled = torch.tensor([not record.is_robust for record in records])
             settled = settled | setting.protocol.settled(fooled.to(settled.device))
         yield epsilon, records, points.clone()

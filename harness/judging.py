@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -142,10 +141,16 @@ def _judged(asked: _Asked, batch: Samples, context: Context, ledger: Ledger) -> 
 
 
 def _propose(asked: _Asked, batch: Samples, context: Context, ledger: Ledger) -> _Proposal:
-    """What the attack proposes; images that make it raise are found by asking one at a time."""
+    """What the attack proposes; images that make it raise are found by asking one at a time.
+
+    Where a model couples images, one that makes the attack raise takes all others with it.
+    """
     everything = torch.arange(len(batch.ids), device=batch.images.device)
-    with suppress(_Refused):
+    try:
         return _Proposal(_called(asked, batch, context, ledger, everything), [""] * len(everything))
+    except _Refused as refused:
+        if asked.defence.batches.group > 1:
+            return _Proposal(batch.images.clone(), [str(refused)] * len(everything))
     ledger.clear()
     images = batch.images.clone()
     reasons = []

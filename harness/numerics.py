@@ -99,11 +99,15 @@ class Batches:
 
     Attributes:
         size: Most images of one pass.
+        group: Consecutive images that the model couples: passes are made of whole groups, and
+            nothing is padded; 1 where each image stands alone.
     """
 
-    def __init__(self, size: int, *, is_bucketed: bool = False) -> None:
-        self.size = size
+    def __init__(self, size: int, *, is_bucketed: bool = False, group: int = 1) -> None:
+        self.group = group
+        self.size = max(group, size - size % group)
         self._is_bucketed = is_bucketed
+        self._smallest = group if group > 1 else ROW_GROUP
 
     def over(self, images: Images, run: Callable[[Tensor, int], T]) -> list[T]:
         """What `run` gives for each batch: called with padded rows and the number of true ones.
@@ -119,15 +123,18 @@ class Batches:
             try:
                 found.append(run(self.padded(rows), len(rows)))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.size <= ROW_GROUP:
+                if not is_out_of_memory(error) or self.size <= self._smallest:
                     raise
-                self.size = max(ROW_GROUP, self.size // 2)
+                half = self.size // 2
+                self.size = max(self._smallest, half - half % self.group)
                 continue
             start += len(rows)
         return found
 
     def padded(self, rows: Rows) -> Tensor:
         """The rows, with the last one repeated."""
+        if self.group > 1:
+            return rows
         wanted = len(rows) + -len(rows) % ROW_GROUP
         if self._is_bucketed:
             wanted = max(ROW_GROUP, 2 ** (len(rows) - 1).bit_length())

@@ -149,6 +149,7 @@ def _check_copy(suite: Suite, data: ImageData) -> None:
 def open_cell(current: Opening, contender: Contender) -> CellSpec:
     """One cell, its model checked and its facts written down when it is new."""
     request = current.request
+    _check_groups(current, contender)
     weights = obtain(current.trainer, contender)
     spec = draft(request, contender, weights, request.out)
     model = None if weights.sha256 else current.bench.model(spec)
@@ -180,6 +181,17 @@ def open_cell(current: Opening, contender: Contender) -> CellSpec:
             }
         )
     return cell
+
+
+def _check_groups(current: Opening, contender: Contender) -> None:
+    """Refuse shards that would cut the groups of a model that couples images."""
+    group = current.registry.find("models", contender.model).card.group
+    size = current.request.suite.shard_size
+    if size % group:
+        raise ModelError(
+            f"{contender.row}: couples {group} images with each other, and shards of {size} would "
+            f"cut its groups; set shard_size to a multiple of {group} in the suite"
+        )
 
 
 def _in_model_space(cell: CellSpec, model: nn.Module) -> CellSpec:

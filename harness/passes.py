@@ -85,7 +85,17 @@ class LossObjective:
         return self._judged(candidates, Score(*scores), backwards=1), gradient
 
     def rows(self, index: Rows) -> LossObjective:
-        """The same objective for some of its images."""
+        """The same objective for some of its images.
+
+        Raises:
+            AttackError: The model couples images, and these are not all of them.
+        """
+        if self.batches.group > 1 and index.tolist() != list(range(len(self.index))):
+            raise AttackError(
+                f"the model couples {self.batches.group} images with each other, so that none may "
+                "leave, and this attack wants to go on with some of them; take one that knows "
+                "stop='never', such as 'apgd'"
+            )
         return replace(self, context=self.context.rows(index), index=self.index[index])
 
     def under(self, loss: Loss) -> LossObjective:

@@ -169,11 +169,13 @@ def cell_ingredients(
         used |= {("attacks", spec.name) for spec in specs}
         used |= {("objectives", spec.objective) for spec in specs}
     plugins = {registry.find(kind, name).plugin for kind, name in used}
+    group = registry.find("models", contender.model).card.group
     return {
         "algorithm": KEY_VERSION,
         "suite": suite.science(),
         "model": contender.model,
         "model_parameters": dict(registry.find("models", contender.model).defaults),
+        **({"group": group} if group > 1 else {}),
         "code": {plugin.name: plugin.sha256 for plugin in plugins},
         **({"sources": list(sources)} if sources else {}),
         **facts,

@@ -254,7 +254,7 @@ def _check_passes(model: nn.Module, twin: nn.Module, images: Images, name: str) 
     alone = torch.cat([predict(model, image, batches=Batches(1)) for image in images.split(1)])
     assert torch.allclose(logits, alone, atol=1e-4, rtol=1e-4), (
         f"{name}: an image's logits depend on the other images of its batch; "
-        "state batch_coupled=True on its card if that is meant"
+        "state group=N on its card if the images of N share something on purpose"
     )
     labels = logits.argmin(dim=1)
     objective = _objective(model, labels)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.canvas import Canvas
+    from harness.cards import ModelCard
     from harness.plan import Contender
     from harness.registry import Registry
     from harness.sources import Place
@@ -185,7 +186,10 @@ class Workbench:
             attacks=[
                 *(
                     bound_attack(
-                        attack, self.registry, is_routed=isinstance(model, RoutedClassifier)
+                        attack,
+                        self.registry,
+                        is_routed=isinstance(model, RoutedClassifier),
+                        is_coupled=self._card(cell).group > 1,
                     )
                     for attack in own
                 ),
@@ -199,22 +203,27 @@ class Workbench:
     def _defence(self, cell: CellSpec, model: Classifier) -> Defence:
         """The model with its cheaper copy, and as many images at once as are fast.
 
-        Where results depend on who is passed together, the shard alone decides, not a clock.
+        Where results depend on who is passed together, the shard alone decides, not a clock, and
+        a model that couples images is climbed itself.
         """
-        card = self.registry.find("models", cell.contender.model).card
+        card = self._card(cell)
         usable = self.data(cell.suite.data, cell.suite.data.split, cell.place).usable()
         images = self.samples(cell, usable[:ROW_GROUP]).images
-        surrogate = prepared(model, images, cell.mode)
+        surrogate = prepared(model, images, cell.mode) if card.group == 1 else None
         size = cell.batch_size or cell.suite.shard_size
-        if not (cell.batch_size or card.batch_coupled or card.draws > 1):
+        if not (cell.batch_size or card.group > 1 or card.draws > 1):
             size = _fastest(surrogate.model if surrogate else model, images, largest=size)
         return Defence(
             model=model,
-            batches=Batches(size, is_bucketed=cell.mode.is_bucketed),
+            batches=Batches(size, is_bucketed=cell.mode.is_bucketed, group=card.group),
             probes=[self.registry.find("probes", name).load() for name in cell.suite.probes],
             surrogate=surrogate,
             draws=card.draws,
         )
+
+    def _card(self, cell: CellSpec) -> ModelCard:
+        card: ModelCard = self.registry.find("models", cell.contender.model).card
+        return card
 
     def applicable(self, attacks: Sequence[AttackSpec], model: Classifier) -> list[AttackSpec]:
         """The attacks that have a meaning for a model."""

@@ -49,7 +49,11 @@ def forced_expert(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: The model is dense, or `stop` is not known.
     """
-    parts = [_forced(rank, steps) for rank in range(_reachable(objective, experts))]
+    climb = partial(apgd, steps=steps, stop=stop)
+    parts = [
+        Member(f"expert {rank}", climb, view=View("forced", rank=rank))
+        for rank in range(_reachable(objective, experts))
+    ]
     return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
 
 
@@ -83,11 +87,13 @@ def moe_battery(  # noqa: PLR0913 - the parameters of the algorithm
         stop: "first" lets fooled images leave; "never" runs every part on every image.
     """
     check_word("norm", threat.norm, ("linf", "l2"))
-    parts = battery(objective.num_experts, experts=experts, steps=steps)
+    parts = battery(objective.num_experts, experts=experts, steps=steps, stop=stop)
     return cascade(parts, objective, images, labels, threat, noise=noise, stop=stop)
 
 
-def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator[Member]:
+def battery(
+    num_experts: Sequence[int], *, experts: int, steps: int, stop: str = "first"
+) -> Iterator[Member]:
     """The parts that apply, and restarts that take the passes of the others.
 
     A step in a view whose logits are the model's own takes 2 passes, one each way; where the
@@ -98,9 +104,10 @@ def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator
         num_experts: Of each MoE layer; empty for a dense model.
         experts: Experts forced.
         steps: Gradient steps of each run.
+        stop: "first" lets fooled images leave; "never" runs every part to its end.
     """
     forced = min(experts, max(num_experts, default=1) - 1)
-    climb = partial(apgd, steps=steps)
+    climb = partial(apgd, steps=steps, stop=stop)
     unspent = (3 + 2) * (experts - forced)
     if num_experts:
         yield Member("detached", climb, view=View("detached"))
@@ -108,9 +115,10 @@ def battery(num_experts: Sequence[int], *, experts: int, steps: int) -> Iterator
     else:
         unspent += 2 + 3 + 2
     for rank in range(1, forced + 1):
-        yield _forced(rank, steps)
+        yield Member(f"expert {rank}", climb, view=View("forced", rank=rank))
     if num_experts:
-        yield Member("steered", partial(steered, experts=forced + 1, steps=ceil(0.4 * steps)))
+        steer = partial(steered, experts=forced + 1, steps=ceil(0.4 * steps), stop=stop)
+        yield Member("steered", steer)
     if unspent:
         restarts = partial(climb, restarts=ceil(unspent / 2))
         yield Member("restarts", restarts, view=View("full"))
@@ -157,12 +165,13 @@ def steered(  # noqa: PLR0913 - the parameters of the algorithm
     check_word("stop", stop, STOPS)
     ranks = _reachable(objective, experts)
     check_start(start, images, ranks)
+    climb = partial(_climbed, steps=steps, stop=stop)
     adversarial = images.clone()
     done = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     live = torch.arange(len(images), device=images.device)
     for rank in range(ranks):
         points = _begin(rank, images, threat, noise, init, start)[live]
-        found, fooled = _climbed(objective.rows(live), images[live], points, threat, rank, steps)
+        found, fooled = climb(objective.rows(live), images[live], points, threat, rank)
         shown = fooled | ~done[live]
         adversarial[live[shown]] = found[shown]
         done[live] = done[live] | fooled
@@ -172,8 +181,15 @@ def steered(  # noqa: PLR0913 - the parameters of the algorithm
     return adversarial
 
 
-def _climbed(
-    objective: Objective, images: Images, points: Images, threat: ThreatModel, rank: int, steps: int
+def _climbed(  # noqa: PLR0913 - one climb of the algorithm
+    objective: Objective,
+    images: Images,
+    points: Images,
+    threat: ThreatModel,
+    rank: int,
+    *,
+    steps: int,
+    stop: str,
 ) -> tuple[Images, Mask]:
     """The points that a climb towards one expert ends with, and which of them fool."""
     adversarial = points.clone()
@@ -187,7 +203,7 @@ def _climbed(
         better = seen.fooled & ~score.fooled
         adversarial[live[better]], fooled[live[better]] = seen.points[better], True
 
-        fighting = ~fooled[live]
+        fighting = torch.ones_like(fooled[live]) if stop == "never" else ~fooled[live]
         live, points, gradient = live[fighting], points[fighting], gradient[fighting]
         if len(live) == 0:
             break
@@ -229,10 +245,6 @@ def _begin(
     if start is not None:
         return threat.project(start[rank], images)
     return images if init == "clean" else threat.around(images, noise.uniform(rank))
-
-
-def _forced(rank: int, steps: int) -> Member:
-    return Member(f"expert {rank}", partial(apgd, steps=steps), view=View("forced", rank=rank))
 
 
 def _reachable(objective: Objective, experts: int) -> int:

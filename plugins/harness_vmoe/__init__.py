@@ -49,11 +49,15 @@ PUBLISHED = {"group_size": 4, "capacity_factor": 1.5}
 
 @hookimpl
 def register_models(register: Register) -> None:
-    """Bring the V-MoEs of the papers, small ones, and two with the published capacity."""
+    """Bring the V-MoEs of the papers, small ones, and three with the published capacity."""
     for name, size, num_experts, source in VARIANTS:
         _register(register, name, size, num_experts, source)
-    for name, size, num_experts in (("b32-e32", "b32", 32), ("b16-e8", "b16", 8)):
-        _register(register, f"vmoe/{name}-capacity", size, num_experts, ROBUST, PUBLISHED)
+    for name, size, num_experts, source in (
+        ("b32-e32", "b32", 32, ROBUST),
+        ("b16-e8", "b16", 8, ROBUST),
+        ("digits", "digits", 4, SMALL),
+    ):
+        _register(register, f"vmoe/{name}-capacity", size, num_experts, source, PUBLISHED)
 
 
 def _register(
@@ -77,7 +81,7 @@ def _register(
             num_experts=num_experts,
             num_selected=2,
             router_gradient="soft",
-            batch_coupled=bool(changes),
+            group=int((changes or {}).get("group_size", 1)),
         ),
         defaults={
             "patch_size": patch_size,

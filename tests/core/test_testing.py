@@ -87,7 +87,7 @@ def test_an_honest_model_passes(faulty):
         ("unseeded", "draw random numbers from torch alone"),
         ("hidden-state", "does not carry all"),
         ("no-gradient", "do not detach"),
-        ("coupled", "batch_coupled=True"),
+        ("coupled", "group=N"),
     ],
 )
 def test_a_model_with_a_fault_is_told_what_to_change(faulty, name, advice):

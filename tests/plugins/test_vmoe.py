@@ -98,8 +98,8 @@ def test_a_card_tells_who_couples_images(registry):
     cards = {name: registry.find("models", name).card for name in ("vmoe/b32-e32", "vmoe/digits")}
     coupled = registry.find("models", "vmoe/b32-e32-capacity").card
 
-    assert not any(card.batch_coupled for card in cards.values())
-    assert coupled.batch_coupled
+    assert not any(card.group > 1 for card in cards.values())
+    assert coupled.group == 4
     assert (coupled.num_experts, coupled.num_selected) == (32, 2)
 
 
