@@ -14,11 +14,12 @@ from harness.judging import BoundAttack, Defence, Verdict, attempt
 from harness.ledger import Ledger
 from harness.numerics import ROW_GROUP
 from harness.records import Record
-from harness.seeing import Context, clean_pass, predict, router_is_hard
+from harness.seeing import Context, clean_pass, looked, router_is_hard
 from harness.tensors import (
     Images,
     Logits,
     Mask,
+    Noise,
     Observation,
     RoutedClassifier,
     Rows,
@@ -231,26 +232,35 @@ def _attacked(
     defence = setting.defence
     ledger = Ledger(len(batch.ids), batch.images.device)
     verdict = attempt(defence, attack, batch, context, threat, seed=setting.seed, ledger=ledger)
+    whole = verdict.look
+    if attack.view.judge != FULL:
+        whole = looked(defence.model, verdict.images, batches=defence.batches, draws=defence.draws)
+    shape = (batch.images.shape[1], batch.images.shape[2], batch.images.shape[3])
     observed = Observation(
         defence.model,
         batch.labels,
         batch.images,
         verdict.images,
         context.logits,
-        verdict.logits,
+        verdict.look.logits,
+        batch.accepted,
+        context.clean_routes,
+        whole.routes,
+        threat,
+        Noise(noise_key(setting.seed, "probes"), batch.ids, shape),
+        defence.batches.over,
     )
     measures = _measured(defence, observed)
     if attack.view.judge != FULL:
-        measures = _with_full_view(measures, defence, batch, verdict)
+        measures = _with_full_view(measures, whole.logits, batch)
     records = _clean_records(attack, batch, context.logits)
     return _described(records, verdict, ledger, threat, batch, measures), verdict.images
 
 
 def _with_full_view(
-    measures: list[dict[str, float]], defence: Defence, batch: Samples, verdict: Verdict
+    measures: list[dict[str, float]], logits: Logits, batch: Samples
 ) -> list[dict[str, float]]:
     """The measures, with what the whole model says of images that were judged in a part of it."""
-    logits = predict(defence.model, verdict.images, batches=defence.batches, draws=defence.draws)
     gaps = margin(logits, batch.labels, batch.accepted).tolist()
     fooled = is_fooled(logits, batch.labels, batch.accepted).tolist()
     return [
@@ -286,8 +296,8 @@ def _described(
     columns = zip(
         records,
         verdict.reasons,
-        verdict.logits.argmax(dim=1).tolist(),
-        margin(verdict.logits, batch.labels, batch.accepted).tolist(),
+        verdict.look.logits.argmax(dim=1).tolist(),
+        margin(verdict.look.logits, batch.labels, batch.accepted).tolist(),
         threat.size(verdict.images - batch.images).tolist(),
         ledger.first_loss.tolist(),
         ledger.best_loss.tolist(),

@@ -13,12 +13,11 @@ from harness.errors import HarnessError, WorkerError
 from harness.ledger import Ledger
 from harness.numerics import Batches, is_out_of_memory
 from harness.passes import LossObjective, Surrogate
-from harness.seeing import Context, predict
+from harness.seeing import Context, Look, looked
 from harness.tensors import (
     Attack,
     Classifier,
     Images,
-    Logits,
     Loss,
     Mask,
     Noise,
@@ -74,7 +73,7 @@ class Verdict(NamedTuple):
     """The harness's judgement of what an attack proposed."""
 
     images: Images  # the proposal, or the clean image where it was refused
-    logits: Logits  # in the attack's view
+    look: Look  # in the attack's view
     reasons: list[str]  # why a proposal was refused; empty where it was not
 
 
@@ -107,7 +106,7 @@ def attempt(  # noqa: PLR0913 - one attack on some images
         reasons[row] = reason
     return Verdict(
         verdict.images.index_copy(0, left, second.images),
-        verdict.logits.index_copy(0, left, second.logits),
+        verdict.look.replaced(left, second.look),
         reasons,
     )
 
@@ -115,7 +114,7 @@ def attempt(  # noqa: PLR0913 - one attack on some images
 def _is_done(verdict: Verdict, batch: Samples) -> Mask:
     """Which images are fooled; what was refused may come of the other numbers."""
     refused = torch.tensor([bool(reason) for reason in verdict.reasons])
-    fooled = is_fooled(verdict.logits, batch.labels, batch.accepted)
+    fooled = is_fooled(verdict.look.logits, batch.labels, batch.accepted)
     return fooled & ~refused.to(fooled.device)
 
 
@@ -220,7 +219,7 @@ def _judge(asked: _Asked, proposal: _Proposal, batch: Samples, context: Context)
     ]
     fine = torch.tensor([not reason for reason in reasons], device=batch.images.device)
     images = torch.where(fine[:, None, None, None], proposal.images, batch.images)
-    logits = predict(
+    look = looked(
         defence.model,
         images,
         batches=defence.batches,
@@ -230,9 +229,11 @@ def _judge(asked: _Asked, proposal: _Proposal, batch: Samples, context: Context)
     )
     reasons = [
         reason or ("" if is_finite else "the model's logits are NaN or infinite there")
-        for reason, is_finite in zip(reasons, logits.isfinite().all(dim=1).tolist(), strict=True)
+        for reason, is_finite in zip(
+            reasons, look.logits.isfinite().all(dim=1).tolist(), strict=True
+        )
     ]
-    return Verdict(images, logits, reasons)
+    return Verdict(images, look, reasons)
 
 
 def _refusal(is_finite: bool, is_allowed: bool, size: float, threat: ThreatModel) -> str:  # noqa: FBT001 - one row of four columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a card may mention a Routing without torch
@@ -59,6 +59,20 @@ class Routing:
             _exchanged(self.gates, first, chosen),
             experts,
             kept,
+        )
+
+    @property
+    def intended(self) -> Routing:
+        """The same routing as if capacity had dropped nothing."""
+        return replace(self, kept=self.kept.new_ones(self.kept.shape))
+
+    def replaced(self, index: Tensor, other: Routing) -> Routing:
+        """The same routing, but of some images another's, whose rows are those of `index`."""
+        return Routing(
+            self.gate_logits.index_copy(0, index, other.gate_logits),
+            self.gates.index_copy(0, index, other.gates),
+            self.experts.index_copy(0, index, other.experts),
+            self.kept.index_copy(0, index, other.kept),
         )
 
     def rows(self, index: Tensor) -> Routing:

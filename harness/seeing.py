@@ -81,21 +81,49 @@ def predict(
     return torch.cat(batches.over(images, one)).detach()
 
 
-@torch.no_grad()
-def clean_pass(model: Classifier, samples: Samples, *, batches: Batches, draws: int = 1) -> Context:
-    """What the clean images give, which all attacks share; of several draws, the first's routes."""
+class Look(NamedTuple):
+    """What all images give in one view."""
 
-    def one(rows: Rows, count: int) -> tuple[Logits, tuple[Routing, ...]]:
-        passes = [seen(model, samples.images[rows]) for _ in range(draws)]
+    logits: Logits
+    routes: tuple[Routing, ...]  # one for each MoE layer
+
+    def replaced(self, index: Rows, other: Look) -> Look:
+        """The same, but of some images another's, whose rows are those of `index`."""
+        pairs = zip(self.routes, other.routes, strict=True)
+        routes = tuple(mine.replaced(index, theirs) for mine, theirs in pairs)
+        return Look(self.logits.index_copy(0, index, other.logits), routes)
+
+
+@torch.no_grad()
+def looked(
+    model: Classifier,
+    images: Images,
+    *,
+    batches: Batches,
+    view: View = FULL,
+    context: Context | None = None,
+    draws: int = 1,
+) -> Look:
+    """What `predict` gives, and the routes that led there; of several draws, the first's."""
+
+    def one(rows: Rows, count: int) -> Look:
+        about = None if context is None else context.rows(rows)
+        passes = [seen(model, images[rows], view, about) for _ in range(draws)]
         logits = torch.stack([found.logits for found in passes]).mean(dim=0)
         true = torch.arange(count, device=rows.device)
-        return logits[:count], tuple(routing.rows(true) for routing in passes[0].routes)
+        routes = tuple(routing.rows(true) for routing in passes[0].routes)
+        return Look(logits[:count].detach(), routes)
 
-    logits, routes = zip(*batches.over(samples.images, one), strict=True)
+    logits, routes = zip(*batches.over(images, one), strict=True)
     layers = tuple(_joined_routing(parts) for parts in zip(*routes, strict=True))
-    return Context(
-        samples.labels, samples.accepted, None, samples.images, torch.cat(logits), layers
-    )
+    return Look(torch.cat(logits), layers)
+
+
+def clean_pass(model: Classifier, samples: Samples, *, batches: Batches, draws: int = 1) -> Context:
+    """What the clean images give, which all attacks share."""
+    found = looked(model, samples.images, batches=batches, draws=draws)
+    about = (samples.labels, samples.accepted, None, samples.images)
+    return Context(*about, found.logits, found.routes)
 
 
 def seen(

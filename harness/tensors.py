@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -176,10 +176,26 @@ class Member(NamedTuple):
         return self.run(bound, images, labels, threat, noise=noise.named(self.name))
 
 
+T = TypeVar("T")
+
+
+class InBatches(Protocol):
+    """Passes images in batches, as many at once as fit."""
+
+    def __call__(self, images: Images, run: Callable[[Tensor, int], T]) -> list[T]:
+        """What `run` gives for each batch: called with padded rows and the number of true ones."""
+
+
+def at_once(images: Images, run: Callable[[Tensor, int], T]) -> list[T]:
+    """All images as one batch, none padded."""
+    return [run(torch.arange(len(images), device=images.device), len(images))]
+
+
 class Observation(NamedTuple):
     """What a probe may look at, for the images that an attack was run on.
 
-    The adversarial logits are those of the attack's own view.
+    The adversarial logits are those of the attack's own view, the adversarial routes those of the
+    model as it is. A probe that needs passes of its own makes them through `over`.
     """
 
     model: Classifier
@@ -188,6 +204,12 @@ class Observation(NamedTuple):
     adversarial_images: Images
     clean_logits: Logits
     adversarial_logits: Logits
+    accepted: Accepted | None = None  # where an image has several correct classes
+    clean_routes: tuple[Routing, ...] = ()  # one for each MoE layer
+    adversarial_routes: tuple[Routing, ...] = ()
+    threat: ThreatModel | None = None  # the ball that was searched
+    noise: Noise | None = None  # the same for all attacks and epsilons
+    over: InBatches = at_once
 
 
 Probe: TypeAlias = Callable[[Observation], Mapping[str, PerImage]]

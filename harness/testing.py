@@ -16,13 +16,14 @@ from harness.building import bound_attack, build_model
 from harness.numerics import ROW_GROUP, Batches, check_classifier, frozen
 from harness.passes import LossObjective, objective_of
 from harness.routing import Routing
-from harness.seeing import clean_pass, predict
+from harness.seeing import clean_pass, looked, predict
 from harness.suite import AttackSpec
 from harness.tensors import (
     Images,
     Labels,
     Logits,
     Noise,
+    Observation,
     Routed,
     RoutedClassifier,
     Samples,
@@ -189,6 +190,34 @@ def linear_samples(count: int = 8, gap: float = 0.1, size: int = 8) -> Samples:
 def linear_distance(norm: str, gap: float = 0.1, size: int = 8) -> float:
     """How far `linear_samples` are from the plane."""
     return gap if norm == "linf" else gap * (3 * size * size) ** 0.5
+
+
+def observed(
+    model: nn.Module,
+    labels: Labels,
+    clean: Images,
+    adversarial: Images,
+    *,
+    threat: ThreatModel,
+) -> Observation:
+    """What a probe is given for images that an attack turned into others."""
+    batches = Batches(len(clean))
+    before, after = (looked(model, images, batches=batches) for images in (clean, adversarial))
+    shape = (clean.shape[1], clean.shape[2], clean.shape[3])
+    return Observation(
+        model,
+        labels,
+        clean,
+        adversarial,
+        before.logits,
+        after.logits,
+        None,
+        before.routes,
+        after.routes,
+        threat,
+        Noise(noise_key(0, "probes"), torch.arange(len(clean)), shape),
+        batches.over,
+    )
 
 
 def check_model(

@@ -11,8 +11,9 @@ from harness.plugins import load_plugins
 from harness.registry import KINDS
 from harness.routing import Routing
 from harness.suite import find_suite, shipped_suites
-from harness.tensors import Observation, Outcome
-from harness.testing import ToyMoE
+from harness.tensors import Outcome
+from harness.testing import ToyMoE, observed
+from harness.threat import ThreatModel
 
 ENTRIES = [entry for kind in KINDS for entry in load_plugins().listed(kind)]
 IDS = [f"{entry.kind}:{entry.name}" for entry in ENTRIES]
@@ -64,9 +65,8 @@ def test_an_objective_gives_one_number_an_image_that_grows_towards_an_error(regi
 def test_a_probe_gives_one_finite_number_an_image(registry, name):
     model = ToyMoE(2, (3, 8, 8))
     images = torch.rand(4, 3, 8, 8)
-    observation = Observation(
-        model, torch.ones(4, dtype=torch.int64), images, images, model(images), model(images)
-    )
+    labels = torch.ones(4, dtype=torch.int64)
+    observation = observed(model, labels, images, images * 0.9, threat=ThreatModel("linf", 0.1))
 
     measured = registry.find("probes", name).load()(observation)
 

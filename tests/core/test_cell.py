@@ -13,8 +13,9 @@ from harness.errors import AttackError, ModelError
 from harness.judging import BoundAttack, Defence
 from harness.numerics import Batches
 from harness.tensors import Observation
-from harness.testing import LinearModel, linear_samples
+from harness.testing import LinearModel, LinearMoE, linear_samples
 from harness.threat import ThreatModel
+from harness.views import View
 
 GRID = {"0.05": 0.05, "0.2": 0.2}
 
@@ -235,6 +236,54 @@ def test_probes_measure_what_was_attacked():
 
     assert records[0].measures == {}
     assert records[2].measures["shift"] == pytest.approx(-0.05, abs=1e-6)
+
+
+def seen_by_a_probe(**changes):
+    """What a probe is given of an attack on a routed model."""
+    seen = []
+
+    def watch(observation: Observation):
+        seen.append(observation)
+        return {}
+
+    evaluate(probing(setting(model=LinearMoE(), **changes), watch), linear_samples(3))
+    return seen
+
+
+def test_a_probe_is_given_the_routes_of_clean_and_of_attacked_images():
+    observation = seen_by_a_probe()[-1]
+
+    for images, [routing] in (
+        (observation.clean_images, observation.clean_routes),
+        (observation.adversarial_images, observation.adversarial_routes),
+    ):
+        assert torch.equal(routing.experts, LinearMoE().routed(images).routes[0].experts)
+
+
+def test_a_part_that_is_attacked_alone_has_the_routes_of_the_whole_model():
+    whole = setting(model=LinearMoE())
+    [attack] = whole.attacks
+    observations = []
+
+    def watch(observation: Observation):
+        observations.append(observation)
+        return {}
+
+    view = probing(
+        dataclasses.replace(whole, attacks=[attack._replace(view=View("experts"))]), watch
+    )
+    evaluate(view, linear_samples(3, gap=0.15))
+
+    # 0.15 above grey goes to the first expert; 0.2 darker, below grey, to the last
+    [clean], [attacked] = observations[-1].clean_routes, observations[-1].adversarial_routes
+    assert clean.experts.unique().tolist() == [0]
+    assert attacked.experts.unique().tolist() == [2]
+
+
+def test_the_noise_of_probes_is_the_same_at_every_epsilon():
+    first, second = (observation.noise.uniform(0) for observation in seen_by_a_probe())
+
+    assert torch.equal(first, second)
 
 
 def test_an_image_fares_the_same_alone_and_in_a_shard(registry):

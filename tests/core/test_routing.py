@@ -41,3 +41,18 @@ def test_capacity_does_not_drop_a_forced_expert_and_nothing_given_is_changed():
     assert forced.kept.tolist() == [[[True, True], [True, False]]]
     assert given.kept.tolist() == [[[False, True], [True, False]]]
     assert torch.equal(forced.gates.sum(dim=2), given.gates.sum(dim=2))
+
+
+def test_the_intended_routing_dropped_nothing():
+    assert routing().intended.kept.all()
+    assert torch.equal(routing().intended.experts, routing().experts)
+
+
+def test_some_images_of_a_routing_are_replaced_by_anothers():
+    two = routing().rows(torch.tensor([0, 0]))
+
+    mixed = two.replaced(torch.tensor([1]), routing().forced(1))
+
+    assert torch.equal(mixed.experts[0], routing().experts[0])
+    assert torch.equal(mixed.experts[1], routing().forced(1).experts[0])
+    assert torch.equal(mixed.gates[1], routing().forced(1).gates[0])
