@@ -9,6 +9,8 @@ from harness.api import Card, MetricCard, hookimpl
 if TYPE_CHECKING:
     from harness.api import Register
 
+VMOE_CHANGES = "google-research/vmoe, routing_changes (arXiv 2210.10253, section 4.3)"
+
 
 @hookimpl
 def register_metrics(register: Register) -> None:
@@ -152,9 +154,46 @@ def register_probes(register: Register) -> None:
     )
     register(
         "routing-change",
-        "harness_metrics.probes:routing_change",
+        "harness_metrics.routing_probes:routing_change",
         card=Card(
-            "One minus the overlap of the expert sets of clean and attacked tokens, by layer.",
-            source="google-research/vmoe, routing_changes (arXiv 2210.10253, section 4.3)",
+            "One minus the overlap of the expert sets of clean and attacked tokens, by layer: as "
+            "executed and as intended before drops; first experts that changed; levels of chance.",
+            source=VMOE_CHANGES,
         ),
+    )
+    register(
+        "routing-noise",
+        "harness_metrics.routing_probes:routing_noise",
+        card=Card(
+            "What the probes of routes say, under random noise as large as the perturbation.",
+        ),
+    )
+    register(
+        "router",
+        "harness_metrics.routing_probes:router",
+        card=Card(
+            "By layer: divergence of the gates, gap between the last chosen gate logit and the "
+            "next, share of choices that capacity dropped.",
+        ),
+    )
+    register(
+        "expert-load",
+        "harness_metrics.routing_probes:expert_load",
+        card=Card(
+            "Choices that each expert took, by layer, of the clean and of the attacked image.",
+            note="nothing where the layers have more than 64 experts together",
+        ),
+    )
+    register(
+        "mediation",
+        "harness_metrics.probes:mediation",
+        card=Card(
+            "Whether content, routes, both or neither of an attack make the model wrong; the same "
+            "for noise.",
+        ),
+    )
+    register(
+        "input-gradient",
+        "harness_metrics.probes:input_gradient",
+        card=Card("Size of the gradient of cross-entropy at the image, in the dual norm."),
     )

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.api import Evidence, Record, Routing
-from harness.tensors import Observation
-from harness.testing import LinearModel, ToyMoE
+from harness.testing import LinearModel, ToyMoE, observed
+from harness.threat import ThreatModel
 from harness_metrics.accuracy import (
     area_under_curve,
     clean_accuracy,
@@ -19,8 +19,8 @@ from harness_metrics.accuracy import (
     robust_accuracy,
 )
 from harness_metrics.cost import active_parameters, gflops, parameters
-from harness_metrics.probes import routing_change as probe
 from harness_metrics.routing import routing_change
+from harness_metrics.routing_probes import routing_change as probe
 
 EPSILONS = {"0.1": 0.1, "0.3": 0.3}
 
@@ -152,9 +152,9 @@ def test_the_overlap_of_expert_sets_by_hand(before, after, kept, overlap):
     assert found.tolist() == [[pytest.approx(overlap)]]
 
 
-def observed(model, clean, attacked):
+def observation_of(model, clean, attacked):
     labels = torch.zeros(len(clean), dtype=torch.int64)
-    return Observation(model, labels, clean, attacked, model(clean), model(attacked))
+    return observed(model, labels, clean, attacked, threat=ThreatModel("linf", 1.0))
 
 
 def test_the_routing_probe_sees_which_images_changed_expert():
@@ -165,17 +165,17 @@ def test_the_routing_probe_sees_which_images_changed_expert():
         model.routed(images).routes[0].experts[:, 0, 0] for images in (clean, attacked)
     )
 
-    found = probe(observed(model, clean, attacked))
+    found = probe(observation_of(model, clean, attacked))
 
     assert found["routing_change"].tolist() == (before != after).float().tolist()
-    assert torch.equal(found["routing_change_0"], found["routing_change"])
+    assert torch.equal(found["routing_change.layer0"], found["routing_change"])
     assert 0 < found["routing_change"].mean() < 1
 
 
 def test_a_dense_model_has_no_routing_to_change():
     images = torch.rand(2, 3, 4, 4)
 
-    assert probe(observed(LinearModel(), images, images)) == {}
+    assert probe(observation_of(LinearModel(), images, images)) == {}
 
 
 def changed(sample, epsilon, change):
