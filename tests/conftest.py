@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from harness.plugins import load_plugins
+from run_folders import cell_of
 
 TINY = """
 name = "tiny"
@@ -159,17 +159,8 @@ def two_seeds(tmp_path_factory) -> Path:
 def finished(two_seeds: Path, tmp_path: Path) -> Path:
     """A run folder with one finished cell, of seed 0; the suite lies beside it."""
     shutil.copytree(two_seeds, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(cell_of_seed(tmp_path / "runs", 1))
+    shutil.rmtree(cell_of(tmp_path / "runs", seed=1))
     return tmp_path / "runs"
-
-
-def cell_of_seed(runs: Path, seed: int) -> Path:
-    [found] = [
-        path.parent
-        for path in runs.glob("*/manifest.json")
-        if json.loads(path.read_text())["ingredients"]["seed"] == seed
-    ]
-    return found
 
 
 def finish(line: list[str], folder: Path, **environment: str) -> Finished:

@@ -7,37 +7,11 @@ import shutil
 
 import pytest
 
-KILLED = -9
-SUITE = ("--suite", "tiny.toml")
-
-
-def contents(runs):
-    """All that must be the same: weights and records."""
-    paths = [*runs.glob("weights/*/weights.safetensors"), *runs.glob("*/shards/*.jsonl")]
-    return {str(path.relative_to(runs)): path.read_bytes() for path in paths}
+from run_folders import KILLED, SUITE, cell_of, contents, events, flat, shard_of
 
 
 def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def cell_of(runs, seed=0):
-    [found] = [
-        path.parent
-        for path in runs.glob("*/manifest.json")
-        if json.loads(path.read_text())["ingredients"]["seed"] == seed
-    ]
-    return found
-
-
-def shard_of(runs, index):
-    return cell_of(runs) / "shards" / f"{index:05d}.jsonl"
-
-
-def events(runs):
-    texts = [path.read_text() for path in runs.glob("*/events-*.jsonl")]
-    lines = [line for text in texts for line in text.splitlines()]
-    return [json.loads(line)["event"] for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -98,11 +72,6 @@ def test_a_full_disk_stops_a_run_with_its_remedy_and_keeps_what_is_finished(
     assert len(kept) == len(unbroken) - 1
     assert again.code == 0, again.err
     assert contents(finished) == unbroken
-
-
-def flat(text):
-    """Text without the line breaks of a terminal."""
-    return " ".join(text.split())
 
 
 DAMAGES = {

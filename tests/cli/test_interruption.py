@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from run_folders import contents
+
 
 def start(folder, *arguments):
     import sys
@@ -32,12 +34,6 @@ def wait_for(folder, pattern, process):
         assert process.poll() is None, (folder / "stderr.txt").read_text()
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-def contents(folder):
-    """All that must be the same: weights and records."""
-    paths = [*folder.glob("weights/*/weights.safetensors"), *folder.glob("*/shards/*.jsonl")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])

@@ -13,38 +13,7 @@ from pathlib import Path
 
 import pytest
 
-KILLED = -9
-SUITE = ("--suite", "tiny.toml")
-
-
-def contents(runs):
-    """All that must be the same: weights and records."""
-    paths = [*runs.glob("weights/*/weights.safetensors"), *runs.glob("*/shards/*.jsonl")]
-    return {str(path.relative_to(runs)): path.read_bytes() for path in paths}
-
-
-def cell_of(runs, seed=0):
-    [found] = [
-        path.parent
-        for path in runs.glob("*/manifest.json")
-        if json.loads(path.read_text())["ingredients"]["seed"] == seed
-    ]
-    return found
-
-
-def shard_of(runs, index):
-    return cell_of(runs) / "shards" / f"{index:05d}.jsonl"
-
-
-def events(runs):
-    texts = [path.read_text() for path in runs.glob("*/events-*.jsonl")]
-    lines = [line for text in texts for line in text.splitlines()]
-    return [json.loads(line)["event"] for line in lines]
-
-
-def flat(text):
-    """Text without the line breaks of a terminal."""
-    return " ".join(text.split())
+from run_folders import KILLED, SUITE, cell_of, contents, events, flat, shard_of
 
 
 def test_records_go_to_stdout_and_to_files_alike(harness, finished, tmp_path):
