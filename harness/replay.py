@@ -75,15 +75,9 @@ def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) 
     if result.errors or not result.cells:
         return [Finding(entry.where, f"cannot be tried again: {'; '.join(result.errors.values())}")]
     cell = result.cells[0]
-    told, found = entry.content["weights"]["sha256"], cell.manifest["weights"]["sha256"]
-    if told != found:
-        return [
-            Finding(
-                entry.where,
-                f"cannot be tried again: the weights here are {found[:12]}, those of the entry "
-                f"{told[:12]}; give their file with --weights",
-            )
-        ]
+    others = _other_weights(entry, cell.manifest["weights"]["sha256"])
+    if others:
+        return [Finding(entry.where, f"cannot be tried again: {others}")]
     places = {sample: place for place, sample in enumerate(entry.samples)}
     wrong: dict[tuple[str, str], int] = {}
     for record in cell.records:
@@ -111,6 +105,17 @@ def _opened(entry: Entry, request: Request, registry: Registry) -> Opening:
             "give the same copy with --data"
         )
     return current
+
+
+def _other_weights(entry: Entry, found: str) -> str:
+    """What is wrong with weights of this hash; empty where they are the entry's."""
+    told = entry.content["weights"]["sha256"]
+    if found == told:
+        return ""
+    return (
+        f"the weights here are {found[:12]}, those of the entry {told[:12]}; "
+        "give their file with --weights"
+    )
 
 
 def refuse_other_suite(entry: Entry, suite: Suite) -> None:
@@ -283,11 +288,7 @@ def _loaded(
     weights = obtain(current.trainer, contender)
     cell = draft(current.request, contender, weights, request.out)
     model = current.bench.model(cell)
-    found = weights.sha256 or checkpoints.state_hash(model)
-    told = entry.content["weights"]["sha256"]
-    if found != told:
-        raise EntryError(
-            f"{entry.where}: the weights here are {found[:12]}, those of the entry {told[:12]}; "
-            "give their file with --weights"
-        )
+    others = _other_weights(entry, weights.sha256 or checkpoints.state_hash(model))
+    if others:
+        raise EntryError(f"{entry.where}: {others}")
     return model, current.bench.samples(cell, ids)

@@ -60,6 +60,23 @@ def test_a_replay_with_other_weights_says_so(harness, tiny, published):
     assert "was expected; the file was altered or is another one" in done.out
 
 
+def test_an_entry_of_other_weights_than_were_trained_here_is_not_judged(harness, tiny, published):
+    def alter(content):
+        content["weights"]["sha256"] = content["ingredients"]["weights"] = "b" * 64
+
+    change(published / ENTRY, alter)
+    ids, _, images = adversarial(published)
+
+    again = harness("validate", "--suite", tiny, "--entry", ENTRY, "--replay", 3)
+    broken = hand_in(harness, tiny, published, ids, images)
+
+    told = "those of the entry bbbbbbbbbbbb; give their file with --weights"
+    assert (again.code, broken.code) == (1, 1)
+    assert "cannot be tried again: the weights here are " in again.out
+    assert told in again.out
+    assert told in " ".join(broken.err.split())
+
+
 def other_weights(folder):
     from safetensors.torch import load_file, save_file
 
