@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from harness.proof import Finding
     from harness.registry import Registry
 
+NOT_REPLAYED = "no image was attacked again, because of the errors above; mend them first"
+
 
 def validate(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
@@ -43,7 +45,7 @@ def validate(
 ) -> None:
     """Check entries against their bits, their suite, their pages and what was there before."""
     from harness.entries import read_entry
-    from harness.proof import check_entry
+    from harness.proof import Finding, check_entry
 
     if replay and entry is None:
         raise UsageError("--replay attacks the images of one entry: name it with --entry")
@@ -57,7 +59,9 @@ def validate(
     )
     if before is not None:
         found += _changes(chosen, board, before)
-    if replay and doubted and not any(finding.is_error for finding in found):
+    if replay and doubted and any(finding.is_error for finding in found):
+        found.append(Finding(doubted.where, NOT_REPLAYED, is_error=False))
+    elif replay and doubted:
         from harness.replay import contender_of, replayed
         from harness.runner import Request
 

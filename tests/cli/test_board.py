@@ -36,6 +36,17 @@ def test_an_altered_value_is_found_and_named(harness, tiny, published):
     assert f"error: {ENTRY}: clean-accuracy is not what its bits give" in done.out
 
 
+def test_errors_that_keep_an_entry_from_a_replay_are_said_to(harness, tiny, published):
+    change(published / ENTRY, lambda content: content["values"].pop("auc"))
+
+    done = harness("validate", "--suite", tiny, "--entry", ENTRY, "--replay", 3)
+
+    assert done.code == 1
+    assert f"error: {ENTRY}: value 'auc' is missing" in done.out
+    assert f"note: {ENTRY}: no image was attacked again, because of the errors above" in done.out
+    assert "1 errors, 1 notes" in done.err
+
+
 def test_the_name_of_a_file_cannot_write_lines_of_its_own(harness, tiny, published):
     (published / "leaderboard/tiny/x\n::error::y.txt").write_text("")
 
