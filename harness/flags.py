@@ -123,12 +123,32 @@ def record_flags(
         exempt: Labels of the attacks that aim at routes, or are judged in a part of the model.
     """
     failed = ["attack-failed"] if any("failed" in record.flags for record in records) else []
-    records = [record for record in records if record.attack not in exempt]
+    judged = [record for record in records if record.attack not in exempt]
+    fooled: Counter[tuple[str, str]] = Counter()
+    for record in judged:
+        fooled[record.epsilon, record.attack] += not record.is_robust
+    return [*failed, *weaker_flags(judged, fooled, controls, checks)]
+
+
+def weaker_flags(
+    records: Sequence[Record],
+    fooled: Mapping[tuple[str, str], int],
+    controls: Sequence[str],
+    checks: Checks,
+) -> list[str]:
+    """The flags of attacks that a yardstick beats.
+
+    Args:
+        records: Of one model; at least those of the images that were checked.
+        fooled: How many of all images each attack fools at each epsilon: (epsilon, label).
+        controls: Labels of the attacks that are yardsticks.
+        checks: What the same model gave before any attack.
+    """
     attacks = [record for record in records if record.attack not in controls]
     stronger = set(_stronger_yardsticks(attacks, checks))
-    if _noise_wins(records, controls):
+    if _noise_wins(fooled, controls):
         stronger.add(NOISE)
-    return [*failed, *(f"weaker-than-{name}" for name in LUCK if name in stronger)]
+    return [f"weaker-than-{name}" for name in LUCK if name in stronger]
 
 
 def _stronger_yardsticks(records: Sequence[Record], checks: Checks) -> Iterator[str]:
@@ -151,11 +171,8 @@ def _stronger_yardsticks(records: Sequence[Record], checks: Checks) -> Iterator[
                 yield name
 
 
-def _noise_wins(records: Sequence[Record], controls: Sequence[str]) -> bool:
+def _noise_wins(fooled: Mapping[tuple[str, str], int], controls: Sequence[str]) -> bool:
     """At some epsilon, a control fools more images than some attack does."""
-    fooled: Counter[tuple[str, str]] = Counter()
-    for record in records:
-        fooled[record.epsilon, record.attack] += not record.is_robust
     return any(
         count > other
         for (epsilon, attack), count in fooled.items()

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from math import isclose
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from harness import plan
+from harness.alike import FAILURES, Laws, equal
 from harness.bits import as_runs
 from harness.errors import EntryError
-from harness.evidence import evidences_of
-from harness.flags import FLAGS, Checks, record_flags
+from harness.evidence import tables_of
+from harness.flags import FLAGS, NOTHING_CHECKED, Checks, weaker_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from harness.api import Evidence
     from harness.bits import Bits
     from harness.entries import Entry
+    from harness.evidence import Table
     from harness.registry import Registry
     from harness.suite import Suite
-
-ROUNDING = 1e-9
-"""Difference of two values that only the order of additions makes."""
 
 
 class Finding(NamedTuple):
@@ -34,13 +33,16 @@ class Finding(NamedTuple):
     is_error: bool = True
 
 
-def check_entry(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+def check_entry(
+    entry: Entry, suite: Suite, registry: Registry, laws: Laws | None = None
+) -> Iterator[Finding]:
     """What is wrong with an entry by itself.
 
     Args:
         entry: Well-formed.
         suite: That it names, as it stands today.
         registry: Its metrics are computed again.
+        laws: What was found of the metrics by entries before; grows.
     """
     about = entry.content["suite"]
     if about["name"] != suite.name:
@@ -58,7 +60,7 @@ def check_entry(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Find
     found = list(_measured(entry, suite, registry))
     yield from found
     if not any(finding.is_error for finding in found):
-        yield from _computed(entry, suite, registry)
+        yield from _computed(entry, suite, registry, laws or Laws())
 
 
 def _measured(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
@@ -175,28 +177,24 @@ def _possible(entry: Entry, label: str, series: list[Bits | None]) -> Iterator[F
             return
 
 
-def _computed(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+def _computed(entry: Entry, suite: Suite, registry: Registry, laws: Laws) -> Iterator[Finding]:
     """Whether values and flags follow from the bits, by the same metrics."""
     for name in sorted(set(entry.content["values"]) - set(suite.metrics)):
         yield Finding(entry.where, f"value {name!r} is not the suite's")
-    found = evidences_of(entry, suite)
+    found = tables_of(entry, suite)
     for name in suite.metrics:
         told = entry.content["values"].get(name)
         if told is None:
             yield Finding(entry.where, f"value {name!r} is missing")
             continue
-        yield from _value(entry, name, told, found, registry)
+        yield from _value(entry, name, found, registry, laws)
     for flag in _raised(entry, suite, found[0], registry):
         if flag not in entry.content["flags"]:
             yield Finding(entry.where, f"flag {flag!r}, which the bits raise, is missing")
 
 
 def _value(
-    entry: Entry,
-    name: str,
-    told: Mapping[str, Any],
-    evidences: tuple[Evidence, ...],
-    registry: Registry,
+    entry: Entry, name: str, tables: tuple[Table, ...], registry: Registry, laws: Laws
 ) -> Iterator[Finding]:
     metric = registry.find("metrics", name)
     proves = metric.card.from_bits or metric.card.unit != "share"  # facts prove what is no share
@@ -205,41 +203,40 @@ def _value(
         return
     compute = metric.load()
     try:
-        possible = [[value.to_json() for value in compute(item)] for item in evidences]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        possible = [
+            laws.numbers(name, compute, table)
+            if metric.card.from_bits
+            else [value.to_json() for value in compute(table.evidence())]
+            for table in tables
+        ]
+    except FAILURES as error:
         yield Finding(entry.where, f"{name} cannot be computed: {type(error).__name__} {error}")
         return
     if any(item != possible[0] for item in possible):
         yield Finding(entry.where, f"{name}: nothing proves it without clean bits", is_error=False)
         return
-    grid = evidences[0].epsilons
+    told = entry.content["values"][name]
+    grid = [epsilon.text for epsilon in tables[0].suite.epsilons]
     listed = [told.get(text) for text in grid] if metric.card.by_epsilon else [told]
-    if len(listed) != len(possible[0]) or not all(map(_equal, listed, possible[0])):
+    if len(listed) != len(possible[0]) or not all(map(equal, listed, possible[0])):
         yield Finding(entry.where, f"{name} is not what its bits give")
 
 
-def _equal(told: Mapping[str, Any] | None, computed: Mapping[str, Any]) -> bool:
-    if told is None:
-        return False
-    for key in ("value", "low", "high", "n"):
-        first, second = told.get(key), computed[key]
-        if (first is None) != (second is None):
-            return False
-        if first is not None and not isclose(first, second, abs_tol=ROUNDING, rel_tol=ROUNDING):
-            return False
-    return True
-
-
-def _raised(entry: Entry, suite: Suite, evidence: Evidence, registry: Registry) -> Iterator[str]:
+def _raised(entry: Entry, suite: Suite, table: Table, registry: Registry) -> Iterator[str]:
     """The flags that bits raise alone: only what random noise fools needs no gradients' count."""
     about = entry.content["checks"]
     try:
-        checks = Checks.from_json(about) if about else Checks(looked=0)
+        checks = Checks.from_json(about) if about else NOTHING_CHECKED
+        checked = set(checks.samples)
     except (LookupError, TypeError, AttributeError):
-        checks = Checks(looked=0)
+        checks, checked = NOTHING_CHECKED, set()
     find = registry.find
     controls = [item.label for item in suite.attacks if find("attacks", item.name).card.control]
     exempt = [
         item.label for item in suite.attacks if find("objectives", item.objective).card.needs_routes
     ]
-    yield from record_flags(evidence.records, controls, checks, exempt=exempt)
+    places = [place for place, sample in enumerate(table.samples) if sample in checked]
+    records = table.rows(np.array(places, dtype=np.intp)).evidence().records
+    judged = [record for record in records if record.attack not in exempt]
+    fooled = {key: count for key, count in table.fooled().items() if key[1] not in exempt}
+    yield from weaker_flags(judged, fooled, controls, checks)

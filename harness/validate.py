@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.alike import Laws
 from harness.entries import Entry, read_entry
 from harness.errors import EntryError, HarnessError
 from harness.page import as_csv, as_json, entry_file, page
@@ -33,12 +34,13 @@ def check_board(suite: Suite, name: str, folder: Path, registry: Registry) -> It
     """
     entries, unread = _read(folder / name)
     yield from unread
+    laws = Laws()
     for entry in entries:
         if entry.where != str(folder / name / entry_file(entry)):
             yield Finding(entry.where, f"should be {name}/{entry_file(entry)}")
         if entry.content["suite"]["board"] != name:
             yield Finding(entry.where, f"is of board {entry.content['suite']['board']}")
-        yield from check_entry(entry, suite, registry)
+        yield from check_entry(entry, suite, registry, laws)
     yield from _pages(suite, name, folder, registry, entries)
 
 

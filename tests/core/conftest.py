@@ -10,7 +10,7 @@ import pytest
 
 from harness.bits import as_runs, pack
 from harness.entries import Entry, written
-from harness.evidence import evidences_of
+from harness.evidence import tables_of
 from harness.leaderboard import write_pages
 from harness.page import entry_file
 from harness.suite import find_suite
@@ -122,7 +122,8 @@ def _attack(near, far, *, is_control):
 
 
 def _values(suite, entry, registry):
-    [evidence] = evidences_of(entry, suite)
+    [table] = tables_of(entry, suite)
+    evidence = table.evidence()
     found = {}
     for name in suite.metrics:
         metric = registry.find("metrics", name)
