@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from dataclasses import fields
@@ -17,7 +18,8 @@ from harness.registry import KINDS
 from harness.suite import DataSpec, shipped_suites
 
 ROOT = Path(__file__).parents[1]
-NAMES = [name for kind in KINDS for name in load_plugins().names(kind)]
+REGISTRY = load_plugins()
+NAMES = [name for kind in KINDS for name in REGISTRY.names(kind)]
 HOOKS = [name for name, item in vars(hookspecs).items() if hasattr(item, "harness_spec")]
 COMMANDS = [command.name for command in app.registered_commands]
 
@@ -51,6 +53,26 @@ def test_every_command_is_documented(command):
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_flag_is_documented(flag):
     assert f"| `{flag}` |" in text("docs/numbers.md")
+
+
+def takes(entry, *parameters):
+    return set(parameters) <= set(inspect.signature(entry.load()).parameters)
+
+
+def test_the_guide_says_which_attacks_take_init_start_and_stop():
+    lines = text("docs/attacks.md").splitlines()
+    optimisers, callers = (
+        next(line for line in lines if line.startswith(head))
+        for head in ("Attacks of one optimiser", "Attacks that call others")
+    )
+    own = [entry for entry in REGISTRY.listed("attacks") if entry.plugin.name == "attacks"]
+    climbing = {entry.name for entry in own if takes(entry, "init", "start", "stop")}
+    calling = {entry.name for entry in own if takes(entry, "stop")} - climbing
+
+    named = set(re.findall(r"`([a-z-]+)`", optimisers.partition(")")[0]))
+    assert named == {name for name in climbing if not re.fullmatch(r"a?pgd-\d.*", name)}
+    assert set(re.findall(r"`([a-z-]+)`", callers.partition(")")[0])) == calling
+    assert {entry.name for entry in own} - climbing - calling == {"fgsm", "clean", "noise"}
 
 
 @pytest.mark.parametrize("field", [f"data.{field.name}" for field in fields(DataSpec)])
