@@ -218,21 +218,41 @@ def dense_vit(  # noqa: PLR0913 - the columns of the papers' tables
     Raises:
         ModelError: The patches do not fill the image, or the heads do not share the width.
     """
-    channels, *canvas = context.image_shape
-    input_size = (image_size, image_size) if image_size else (canvas[0], canvas[1])
-    if any(side % patch_size or side <= 0 for side in input_size):
-        raise ModelError(
-            f"patches of {patch_size} pixels do not fill images of {input_size[0]}x{input_size[1]}"
-            f"; set image_size to a multiple of {patch_size}"
-        )
-    if width % heads:
-        raise ModelError(f"{heads} heads do not share a width of {width}; choose a divisor")
+    architecture = Architecture(patch_size, width, depth, heads, 4 * width, pre_logits=pre_logits)
     return DenseViT(
-        Architecture(patch_size, width, depth, heads, 4 * width, pre_logits=pre_logits),
-        channels=channels,
+        architecture,
+        channels=context.image_shape[0],
         num_classes=context.num_classes,
-        input_size=input_size,
+        input_size=input_size_of(context, architecture, image_size),
     )
+
+
+def input_size_of(
+    context: ModelContext, architecture: Architecture, image_size: int
+) -> tuple[int, int]:
+    """The (height, width) that a transformer resizes images to.
+
+    Args:
+        context: Whose canvas is taken where no size is set.
+        architecture: Whose patches must fill the images, and whose heads share the width.
+        image_size: Side in pixels; 0 takes the canvas as it is.
+
+    Raises:
+        ModelError: The patches do not fill the image, or the heads do not share the width.
+    """
+    _, *canvas = context.image_shape
+    height, width = (image_size, image_size) if image_size else canvas
+    patch_size, heads = architecture.patch_size, architecture.heads
+    if any(side % patch_size or side <= 0 for side in (height, width)):
+        raise ModelError(
+            f"patches of {patch_size} pixels do not fill images of {height}x{width}; "
+            f"set image_size to a multiple of {patch_size}"
+        )
+    if architecture.width % heads:
+        raise ModelError(
+            f"{heads} heads do not share a width of {architecture.width}; choose a divisor"
+        )
+    return height, width
 
 
 def xavier_dense(inputs: int, outputs: int) -> nn.Linear:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from harness.api import ModelContext, ModelError, Routing, did_you_mean
 from harness.tensors import Images, Logits, Routed
-from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding
+from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding, input_size_of
 from harness_vmoe.dispatch import DISPATCHES
 from harness_vmoe.moe import SparseMlp, Sparsity, Steering
 
@@ -142,15 +142,8 @@ def vmoe(  # noqa: PLR0913 - the columns of the papers' tables
     Raises:
         ModelError: Numbers that do not fit each other.
     """
-    channels, *canvas = context.image_shape
-    input_size = (image_size, image_size) if image_size else (canvas[0], canvas[1])
-    if any(side % patch_size or side <= 0 for side in input_size):
-        raise ModelError(
-            f"patches of {patch_size} pixels do not fill images of {input_size[0]}x{input_size[1]}"
-            f"; set image_size to a multiple of {patch_size}"
-        )
-    if width % heads:
-        raise ModelError(f"{heads} heads do not share a width of {width}; choose a divisor")
+    architecture = Architecture(patch_size, width, depth, heads, 4 * width, pre_logits=pre_logits)
+    input_size = input_size_of(context, architecture, image_size)
     if not moe_blocks or not all(0 <= block < depth for block in moe_blocks):
         raise ModelError(f"moe_blocks must name some of the blocks 0 to {depth - 1}")
     sparsity = Sparsity(
@@ -158,10 +151,10 @@ def vmoe(  # noqa: PLR0913 - the columns of the papers' tables
     )
     _check(sparsity)
     return VMoE(
-        Architecture(patch_size, width, depth, heads, 4 * width, pre_logits=pre_logits),
+        architecture,
         sparsity,
         moe_blocks=tuple(moe_blocks),
-        channels=channels,
+        channels=context.image_shape[0],
         num_classes=context.num_classes,
         input_size=input_size,
     )
