@@ -87,7 +87,7 @@ def load_weights(model: nn.Module, path: Path, *, sha256: str = "") -> str:
         CheckpointError: No such file, another hash, no weights, or those of another model.
     """
     found = file_hash(path, sha256)
-    _fit(model, _state(path.read_bytes(), path), path)
+    fit_state(model, read_state(path), path)
     return found
 
 
@@ -145,8 +145,13 @@ def is_url(text: str) -> bool:
     return text.startswith(("https://", "http://"))
 
 
-def _state(content: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, told by its first bytes what it is."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, told by its first bytes what it is.
+
+    Raises:
+        CheckpointError: It holds no weights, or more than tensors.
+    """
+    content = path.read_bytes()
     start = content[:512].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(
@@ -191,8 +196,17 @@ def _unpickled(content: bytes, path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state as the model itself does, which may know other names for its keys."""
+def fit_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state as the model itself does, which may know other names for its keys.
+
+    Args:
+        model: Changed in place; left as it was where the state is refused.
+        state: Every tensor of the model, by name.
+        path: Where it came from, for the message.
+
+    Raises:
+        CheckpointError: Tensors are missing, foreign, of another shape, NaN or infinite.
+    """
     for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")

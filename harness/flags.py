@@ -19,6 +19,7 @@ FLAGS = {
     "partial-data": "the copy has fewer images than the suite's choice: not for the board",
     "partial-training": "trained on a copy with fewer images than the data set has: not for the "
     "board",
+    "started-from-weights": "its training started from weights of a file, not from a fresh model",
     "unverified-data": "the suite has no fingerprint of the official images yet",
     "attack-failed": "an attack raised or broke the rules on some images, which count as robust",
     "weaker-than-noise": "random noise of the same size fools more images than an attack does",

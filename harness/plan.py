@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import hashing
-from harness.errors import UsageError
+from harness.errors import CheckpointError, UsageError
 from harness.store import Shard
 from harness.suite import ModelSpec, Suite, member_spec, members_of
 from harness.views import DIAGNOSTIC, View
@@ -36,12 +37,14 @@ class Contender:
         weights: File or URL; "included" where building the model brings them, "pretrained"
             where it does when asked to.
         sha256: Hash that the file must have; empty where nobody stated one.
+        start: File of weights that the recipe starts from; empty for the model's own start.
     """
 
     model: str
     recipe: str = ""
     weights: str = ""
     sha256: str = ""
+    start: str = ""
 
     @property
     def row(self) -> str:
@@ -50,7 +53,12 @@ class Contender:
 
 
 def contenders(
-    suite: Suite, wanted: Sequence[str], registry: Registry, *, weights: str = ""
+    suite: Suite,
+    wanted: Sequence[str],
+    registry: Registry,
+    *,
+    weights: str = "",
+    start: str = "",
 ) -> tuple[Contender, ...]:
     """The rows that a run is for.
 
@@ -61,11 +69,17 @@ def contenders(
             that fits the images, beside the suite's rows.
         registry: Where names are looked up.
         weights: File that replaces the recipe of the one model wanted.
+        start: File of weights that the training of the one model wanted starts from.
 
     Raises:
         UnknownName: A model that nobody registered.
-        UsageError: Weights for more or fewer than one model.
+        UsageError: Weights for more or fewer than one model, or for one that is not trained.
     """
+    if start and (weights or len(wanted) != 1 or wanted[0] == ALL):
+        raise UsageError(
+            "--start belongs to the training of one model: give exactly one --model with it, "
+            "and no --weights"
+        )
     if weights and (len(wanted) != 1 or wanted[0] == ALL):
         raise UsageError("--weights belongs to one model: give exactly one --model with it")
     if weights:
@@ -78,7 +92,16 @@ def contenders(
     specs: list[ModelSpec] = [] if wanted else list(suite.models)
     for name in wanted:
         specs += _everything(suite, registry) if name == ALL else _named(suite, name, registry)
-    return tuple(dict.fromkeys(_contender(spec, registry) for spec in specs))
+    found = tuple(dict.fromkeys(_contender(spec, registry) for spec in specs))
+    return tuple(_started(contender, start) for contender in found) if start else found
+
+
+def _started(contender: Contender, start: str) -> Contender:
+    if not contender.recipe:
+        raise UsageError(
+            f"--start: {contender.row} has its weights already; name a recipe with --recipe"
+        )
+    return replace(contender, start=start)
 
 
 def _everything(suite: Suite, registry: Registry) -> list[ModelSpec]:
@@ -126,6 +149,9 @@ def training_ingredients(
         registry: Where both are looked up.
         fingerprint: Of the images to train on.
         seed: Of initialisation, order and augmentation.
+
+    Raises:
+        CheckpointError: The file that the training starts from cannot be read.
     """
     recipe = registry.find("recipes", contender.recipe)
     model = registry.find("models", contender.model)
@@ -139,7 +165,17 @@ def training_ingredients(
         "code": {entry.plugin.name: entry.plugin.sha256 for entry in (model, recipe)},
         "data": fingerprint,
         "seed": seed,
+        **({"start": _hash_of(Path(contender.start))} if contender.start else {}),
     }
+
+
+def _hash_of(start: Path) -> str:
+    try:
+        return hashing.of_file(start)
+    except OSError as error:
+        raise CheckpointError(
+            f"{start}: cannot be read: {error.strerror}; give --start a file of weights"
+        ) from error
 
 
 def cell_ingredients(

@@ -73,6 +73,21 @@ class RoutedClassifier(Protocol):
         """
 
 
+class Fitted(NamedTuple):
+    """A state in a model's own shapes, and what was changed for that."""
+
+    state: dict[str, Tensor]
+    changes: tuple[str, ...] = ()  # each names a tensor and says what became of it
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A model that can begin a training with weights of another size or of other classes."""
+
+    def fitted(self, state: Mapping[str, Tensor]) -> Fitted:
+        """The state with whatever has another shape resized, or replaced by the model's own."""
+
+
 class Outcome(NamedTuple):
     """What a loss may look at: one forward pass and what it is about."""
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from harness import checkpoints, plan
 from harness.building import build_model
+from harness.fitting import start_from
 from harness.numerics import resolve_device
 from harness.training import (
     Progress,
@@ -22,6 +23,8 @@ from harness.training import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import nn
 
     from harness.api import EpochEnd
     from harness.data import ImageData
@@ -71,7 +74,8 @@ def obtain(trainer: Trainer, contender: Contender) -> Weights:
         return Weights(
             path,
             card["sha256"],
-            f"recipe {contender.recipe}, seed {trainer.seed}, {card['images']} training images",
+            f"recipe {contender.recipe}, seed {trainer.seed}, {card['images']} training images"
+            + (f", started from {Path(contender.start).name}" if contender.start else ""),
             tuple(card["flags"]),
         )
     if contender.weights in (INCLUDED, plan.PRETRAINED):
@@ -118,6 +122,7 @@ def _train(
         image_shape=trainer.suite.data.canvas.image_shape,
         seed=trainer.seed,
     )
+    start = _start(model, contender, ingredients)
     context = TrainingContext(
         model=wrapped_for_training(fabric, model),
         num_images=len(data.labels),
@@ -134,11 +139,26 @@ def _train(
         "row": contender.row,
         "ingredients": ingredients,
         "images": len(data.labels),
-        "flags": ["partial-training"] if data.is_partial else [],
+        "flags": [
+            *(["partial-training"] if data.is_partial else []),
+            *(["started-from-weights"] if start else []),
+        ],
         "epochs": history,
+        **start,
     }
     checkpoints.save_weights(folder, model, card)
     progress.path.unlink(missing_ok=True)
+
+
+def _start(
+    model: nn.Module, contender: Contender, ingredients: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Load what the training starts from; its lines of the card."""
+    if not contender.start:
+        return {}
+    path, sha256 = Path(contender.start), ingredients["start"]
+    changes = start_from(model, path, sha256=sha256)
+    return {"start": {"file": path.name, "sha256": sha256, "changes": list(changes)}}
 
 
 def _attack_named(registry: Registry) -> Callable[..., tuple[Any, dict[str, Any]]]:

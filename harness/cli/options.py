@@ -40,6 +40,14 @@ WeightsOption = Annotated[
         metavar="FILE",
     ),
 ]
+StartOption = Annotated[
+    str,
+    typer.Option(
+        "--start",
+        help="File of weights that the training of the one --model starts from.",
+        metavar="FILE",
+    ),
+]
 AttackOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -166,10 +174,10 @@ def suite_with(name: str, attacks: list[str] | None, known: Registry) -> Suite:
 
 
 def rows_of(
-    suite: Suite, models: list[str] | None, weights: str, known: Registry
+    suite: Suite, models: list[str] | None, weights: str, known: Registry, *, start: str = ""
 ) -> tuple[Contender, ...]:
     """The rows that a command is for."""
-    found = contenders(suite, models or [], known, weights=weights)
+    found = contenders(suite, models or [], known, weights=weights, start=start)
     if not found:
         raise UsageError(f"suite {suite.name} lists no models: name one with --model")
     return found

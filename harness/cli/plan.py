@@ -14,6 +14,7 @@ def plan(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
     recipe: opt.RecipeOption = "",
+    start: opt.StartOption = "",
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
     data: opt.DataOption = None,
@@ -33,7 +34,8 @@ def plan(
     place = opt.place_of(data, cache, offline=True, limit=limit, labels=labels)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, attack, known)
-    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
+    wanted = opt.with_recipe(model, recipe, known)
+    rows = opt.rows_of(chosen, wanted, weights, known, start=start)
     mode = opt.mode_of(precision, compiles=compiles, cuda_graphs=cuda_graphs)
     content = [
         forecast(chosen, row, known, out=out, seed=seed, place=place, mode=mode).to_json()

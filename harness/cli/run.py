@@ -21,6 +21,7 @@ def run(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
     recipe: opt.RecipeOption = "",
+    start: opt.StartOption = "",
     weights: opt.WeightsOption = "",
     attack: opt.AttackOption = None,
     transfer_from: opt.TransferOption = None,
@@ -49,7 +50,8 @@ def run(
     known = opt.registry(plugin, no_plugin)
     known.find("executors", executor)
     chosen = opt.suite_with(suite, attack, known)
-    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), weights, known)
+    wanted = opt.with_recipe(model, recipe, known)
+    rows = opt.rows_of(chosen, wanted, weights, known, start=start)
     from harness import runner, transfer
     from harness.cli.progress import TerminalProgress
 

@@ -12,6 +12,7 @@ def train(
     suite: opt.SuiteOption = opt.DEFAULT_SUITE,
     model: opt.ModelOption = None,
     recipe: opt.RecipeOption = "",
+    start: opt.StartOption = "",
     data: opt.DataOption = None,
     cache: opt.CacheOption = None,
     offline: opt.OfflineOption = False,
@@ -26,7 +27,7 @@ def train(
     place = opt.place_of(data, cache, offline=offline)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, None, known)
-    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), "", known)
+    rows = opt.rows_of(chosen, opt.with_recipe(model, recipe, known), "", known, start=start)
     from harness import checkpoints, runner
     from harness.cli.progress import TerminalProgress
 

@@ -88,6 +88,24 @@ def test_training_alone_leaves_weights_that_a_run_uses(harness, tiny):
     assert plan["rows"][0]["weights"] == "trained"
 
 
+def test_a_training_that_starts_from_weights_says_so_and_a_run_uses_it(harness, tiny, tmp_path):
+    [first] = json.loads(harness("train", "--suite", tiny, "--json").out).values()
+    start = ("--suite", tiny, "--model", "cnn/digits", "--start", first["weights"], "--json")
+
+    done = harness("train", *start)
+    row = json.loads(harness("run", *start).out)["rows"][0]
+
+    [second] = json.loads(done.out).values()
+    card = json.loads((tmp_path / second["weights"]).with_name("card.json").read_text())
+    told = {"file": "weights.safetensors", "sha256": first["sha256"], "changes": []}
+    assert card["start"] == told
+    assert card["ingredients"]["start"] == first["sha256"]
+    assert second["epochs"][0]["loss"] < first["epochs"][-1]["loss"]
+    assert row["flags"] == ["started-from-weights"]
+    assert list(tmp_path.glob("runs/*/manifest.json"))
+    assert len(list(tmp_path.glob("runs/weights/*/card.json"))) == 2
+
+
 def test_the_plan_knows_what_is_finished(harness, tiny):
     before = json.loads(harness("plan", "--suite", tiny, "--json").out)["rows"][0]
     harness("run", "--suite", tiny)
@@ -186,6 +204,9 @@ BAD = [
     (["run", "--no-plugin", "nobody"], "no such plugin"),
     (["run", "--weights", "x.safetensors"], "exactly one --model"),
     (["run", "--model", "cnn/digits", "--weights", "x.safetensors"], "cannot be read"),
+    (["train", "--start", "x.safetensors"], "exactly one --model"),
+    (["train", "--model", "cnn/digits", "--start", "x.safetensors"], "cannot be read"),
+    (["plan", "--model", "cnn/digits", "--start", "x.safetensors"], "cannot be read"),
     (["ls", "modles"], "did you mean 'models'"),
     (["show", "pgdd"], "did you mean 'pgd'"),
     (["publish", "--runs", "nowhere"], "run it first"),
@@ -197,6 +218,7 @@ WRONG_LINES = [
     ["run", "--device", "tpu9"],
     ["run", "--no-plugin", "nobody"],
     ["run", "--weights", "x.safetensors"],
+    ["train", "--start", "x.safetensors"],
     ["ls", "modles"],
 ]
 """What no plugin, suite or file could make right."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.errors import UnknownName, UsageError
+from harness.errors import CheckpointError, UnknownName, UsageError
 from harness.plan import (
     Contender,
     cell_ingredients,
@@ -154,6 +154,28 @@ def test_a_file_of_weights_belongs_to_one_model(suite, registry, wanted):
         contenders(suite, wanted, registry, weights="mine.safetensors")
 
 
+def test_a_training_may_start_from_a_file(suite, registry):
+    found = contenders(suite, ["cnn/digits"], registry, start="mine.safetensors")
+
+    assert found == (Contender("cnn/digits", recipe="standard", start="mine.safetensors"),)
+    assert found[0].row == "cnn/digits.standard"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weights"),
+    [([], ""), (["all"], ""), (["cnn/digits", "vit/digits"], ""), (["cnn/digits"], "w")],
+    ids=["none", "all", "two", "weights"],
+)
+def test_a_start_belongs_to_the_training_of_one_model(suite, registry, wanted, weights):
+    with pytest.raises(UsageError, match="give exactly one --model with it, and no --weights"):
+        contenders(suite, wanted, registry, start="mine.safetensors", weights=weights)
+
+
+def test_a_start_is_refused_where_nothing_is_trained(suite, toys):
+    with pytest.raises(UsageError, match="toy/trained has its weights already; name a recipe"):
+        contenders(suite, ["toy/trained"], toys, start="mine.safetensors")
+
+
 @pytest.mark.parametrize("weights", ["", "mine.safetensors"], ids=["recipe", "weights"])
 @pytest.mark.parametrize("name", ["cnn/digit", "cnn/digit.standard", "cnn/digits.standrad"])
 def test_an_unknown_model_is_refused_with_the_nearest(suite, registry, name, weights):
@@ -265,6 +287,27 @@ def test_keys_change_with_the_parameters_of_the_model(suite, toys, of):
 )
 def test_the_key_of_a_training_changes_with_its_ingredients(suite, registry, change):
     assert training_key(suite, registry, **change) != training_key(suite, registry)
+
+
+def test_the_key_of_a_training_changes_with_what_is_in_the_file_that_it_starts_from(
+    suite, registry, tmp_path
+):
+    contents = {"one": b"1", "same": b"1", "other": b"2"}
+    keys = {}
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        keys[name] = training_key(suite, registry, contender=replace(CNN, start=str(path)))
+
+    assert keys["one"] == keys["same"]
+    assert len({keys["one"], keys["other"], training_key(suite, registry)}) == 3
+
+
+def test_a_start_that_is_not_there_is_refused_by_its_name(suite, registry, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+
+    with pytest.raises(CheckpointError, match=r"nowhere: cannot be read: .*give --start a file"):
+        training_key(suite, registry, contender=replace(CNN, start=nowhere))
 
 
 def test_the_key_of_a_training_changes_with_the_parameters_of_its_recipe(suite, registry):
