@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 COMMON = {
     "epochs": 30,
     "batch_size": 128,
+    "optimizer": "adamw",
     "learning_rate": 1e-3,
+    "momentum": 0.9,
+    "nesterov": False,
     "weight_decay": 1e-4,
+    "schedule": "cosine",
     "warm_up": 0.1,
     "translate": 0,
     "crop": 0,

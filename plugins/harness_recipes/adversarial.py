@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from harness.api import ThreatModel, radius
-from harness.tensors import Images
+from harness.recipes import Course, Opponent
 from harness.training import Batch, Phase, Training, TrainingContext
-from harness_recipes.standard import standard
 
 if TYPE_CHECKING:
     from harness.api import Norm
@@ -25,7 +22,7 @@ def pgd_adversarial(
     attack: str,
     steps: int,
     relative_step_size: float,
-    **parameters: Any,
+    **course: Any,
 ) -> Training:
     """Minimise the mean cross-entropy of attacked images.
 
@@ -36,22 +33,15 @@ def pgd_adversarial(
         attack: Registered attack with the parameters of PGD.
         steps: Gradient steps of the attack.
         relative_step_size: As a fraction of epsilon.
-        parameters: Those of `standard`.
+        course: See `Course`.
     """
-    threat = ThreatModel(norm, radius(epsilon))
-
-    def attacked(batch: Batch) -> Images:
-        return context.attack(
-            attack,
-            batch,
-            threat,
-            steps=steps,
-            relative_step_size=relative_step_size,
-            stop="never",
-        )
+    settled = Course(**course)
+    opponent = Opponent(norm, epsilon, attack, steps, relative_step_size)
 
     def loss(batch: Batch) -> Tensor:
-        return functional.cross_entropy(context.model(attacked(batch)), batch.labels)
+        attacked = opponent.attacked(context, batch)
+        return functional.cross_entropy(context.model(attacked), batch.labels)
 
-    plain = standard(context, **parameters)
-    return replace(plain, phases=[Phase(plain.phases[0].optimizer, loss)])
+    return settled.training(
+        context, [Phase(settled.optimizer_of(context.model.parameters()), loss)]
+    )

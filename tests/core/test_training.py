@@ -231,6 +231,19 @@ def test_what_a_recipe_watches_is_told_of_all_held_out_images(tmp_path, registry
     assert torch.equal(seen[0].noise.uniform(0), seen[2].noise.uniform(0))
 
 
+def test_a_batch_says_how_much_of_the_training_is_done(tmp_path, registry):
+    seen = []
+
+    def loss(batch):
+        seen.append(batch.done)
+        return torch.zeros(1, requires_grad=True).sum()
+
+    train(tmp_path, registry, loss=loss, epochs=2)
+
+    # five batches of each of two epochs
+    assert seen == pytest.approx([step / 10 for step in range(10)])
+
+
 @pytest.fixture
 def routed_context(registry):
     torch.manual_seed(0)
