@@ -33,7 +33,28 @@ ADVERSARIAL = {
     "steps": 7,
     "relative_step_size": 0.25,
 }
+PUBLISHED = {
+    **ADVERSARIAL,
+    "epochs": 100,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
+    "warm_up": 0.0,
+    "steps": 2,
+    "relative_step_size": 0.625,
+    "crop": 4,
+    "flip": True,
+}
+"""Settings of AdvMoE's code for its dense baselines and all its networks on CIFAR."""
+
 MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083 (eq. 2.1)"
+TRADES = "Zhang et al., 2019, https://arxiv.org/abs/1901.08573 (eq. 5)"
+ADVMOE = "Zhang et al., 2023, https://arxiv.org/abs/2308.10110"
+ALIKE = (
+    "the attack begins anywhere in the ball, where the released code begins 0.001 N(0, 1) off the "
+    "image; the divergence is taken from logarithms, so that no gradient of it is NaN"
+)
+CROPS = "random crops are mirrored at the edges, where the released code pads with black"
 DIFFERENT = (
     "the model is attacked in evaluation mode, so that BatchNorm statistics come from the "
     "training pass alone; AdamW and a cosine instead of SGD and steps"
@@ -76,4 +97,25 @@ def register_recipes(register: Register) -> None:
             "crop": 4,
             "flip": True,
         },
+    )
+    register(
+        "trades",
+        "harness_recipes.trades:trades",
+        card=Card(
+            "Cross-entropy on clean images, plus beta times their divergence from images that "
+            "PGD drives away from them.",
+            source=TRADES,
+            note=f"{ALIKE}; AdamW and a cosine instead of SGD and steps",
+        ),
+        defaults={**ADVERSARIAL, "beta": 6.0, "steps": 10},
+    )
+    register(
+        "trades-full",
+        "harness_recipes.trades:trades",
+        card=Card(
+            "TRADES with two long steps, SGD, 100 epochs: how AdvMoE trains its dense baselines.",
+            source=f"{TRADES}; settings of the released code of {ADVMOE}",
+            note=f"{ALIKE}; {CROPS}; the rate falls at every step, not every epoch",
+        ),
+        defaults={**PUBLISHED, "beta": 6.0},
     )
