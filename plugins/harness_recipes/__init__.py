@@ -50,6 +50,8 @@ PUBLISHED = {
 MADRY = "Madry et al., 2018, https://arxiv.org/abs/1706.06083 (eq. 2.1)"
 TRADES = "Zhang et al., 2019, https://arxiv.org/abs/1901.08573 (eq. 5)"
 ADVMOE = "Zhang et al., 2023, https://arxiv.org/abs/2308.10110"
+HAN = "Han et al., 2015, https://arxiv.org/abs/1506.02626"
+PRUNED = "for dense models; which method AdvMoE's sparse baseline took is not known to us"
 ALIKE = (
     "the attack begins anywhere in the ball, where the released code begins 0.001 N(0, 1) off the "
     "image; the divergence is taken from logarithms, so that no gradient of it is NaN"
@@ -119,3 +121,18 @@ def register_recipes(register: Register) -> None:
         ),
         defaults={**PUBLISHED, "beta": 6.0},
     )
+    for name, settings, note in (
+        ("sparse-robust", ADVERSARIAL, f"{DIFFERENT}; {PRUNED}"),
+        ("sparse-robust-full", PUBLISHED, f"{CROPS}; {PRUNED}"),
+    ):
+        register(
+            name,
+            "harness_recipes.sparse:sparse_robust",
+            card=Card(
+                "Adversarial training whose smallest convolution weights become zero on the way "
+                "and stay so.",
+                source=f"{HAN}, with {MADRY}",
+                note=note,
+            ),
+            defaults={**settings, "density": 0.5, "prune_at": 0.5},
+        )

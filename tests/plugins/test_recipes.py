@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.errors import TrainingError
 from harness.tensors import Noise
 from harness.training import (
     Batch,
@@ -17,8 +18,12 @@ from harness.training import (
     wrapped_for_training,
 )
 from harness.weights import _attack_named
+from harness_recipes.sparse import largest
 
 COUNT = 40
+WEIGHTS = 54 + 270
+"""Of the network's convolutions: 6 * 1 * 3 * 3 and 5 * 6 * 3 * 3."""
+
 QUICK = {
     "epochs": 3, "batch_size": 8, "learning_rate": 0.01, "epsilon": "8/255", "steps": 2,
     "relative_step_size": 0.5,
@@ -103,3 +108,74 @@ def test_the_full_settings_are_those_of_advmoes_code(registry):
     named = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay")
     assert [defaults[name] for name in named] == [100, 128, "sgd", 0.1, 0.9, 5e-4]
     assert (defaults["beta"], defaults["steps"], defaults["epsilon"]) == (6.0, 2, "8/255")
+
+
+def zeros(model):
+    """How many weights of the convolutions are zero."""
+    return sum(int((value == 0).sum()) for value in model.state_dict().values() if value.ndim == 4)
+
+
+class Stopped(Exception):  # noqa: N818 - it stands for no error
+    """Stands for a kill between two epochs."""
+
+
+def stop_after(epoch):
+    def told(event):
+        if event.epoch == epoch:
+            raise Stopped
+
+    return told
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("density", [0.5, 0.1])
+def test_a_sparse_network_has_exactly_the_zeros_that_it_shall_have(
+    tmp_path, given, density, optimizer
+):
+    context, asked = given("sparse-robust", density=density, optimizer=optimizer)
+
+    history = trained(tmp_path, context, asked)
+
+    # prune_at is 0.5: the second of three epochs is the first with zeros
+    kept = round(density * WEIGHTS)
+    assert zeros(context.model) == WEIGHTS - kept
+    assert [told["density"] for told in history] == [1.0, kept / WEIGHTS, kept / WEIGHTS]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_sparse_training_goes_on_to_the_same_bits_and_zeros(tmp_path, given, epoch):
+    unbroken = given("sparse-robust", density=0.2)
+    trained(tmp_path / "a", *unbroken)
+
+    with pytest.raises(Stopped):
+        trained(tmp_path / "b", *given("sparse-robust", density=0.2), stop_after(epoch))
+    resumed = given("sparse-robust", density=0.2)
+    trained(tmp_path / "b", *resumed)
+
+    assert zeros(resumed[0].model) == WEIGHTS - round(0.2 * WEIGHTS)
+    found, expected = (context.model.state_dict() for context, _ in (resumed, unbroken))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_kept_is_the_largest_of_all_layers_together():
+    weights = [torch.tensor([[1.0, -5.0]]), torch.tensor([4.0, -2.0, 2.0])]
+
+    masks = largest(weights, 0.6)
+
+    # three of five: 5, 4 and the first of the two 2s
+    assert [mask.tolist() for mask in masks] == [[[False, True]], [True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"density": 0.0}, "density must be above 0"),
+        ({"density": 1.5}, "at most 1"),
+        ({"prune_at": 1.0}, "from 0 to below 1"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 4))}, "'pgd-adversarial'"),
+    ],
+    ids=["nothing kept", "more than all", "too late", "no convolutions"],
+)
+def test_what_cannot_be_pruned_is_refused(given, changes, told):
+    with pytest.raises(TrainingError, match=told):
+        given("sparse-robust", **changes)
