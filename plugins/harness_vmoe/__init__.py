@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.api import ModelCard, hookimpl
+from harness.api import Card, MetricCard, ModelCard, hookimpl
 
 if TYPE_CHECKING:
     from harness.api import Register
 
 VMOE = "Riquelme et al., 2021, https://arxiv.org/abs/2106.05974"
+HAYES = "Hayes et al., 2024, https://arxiv.org/abs/2402.05526"
 ROBUST = "Puigcerver et al., 2022, https://arxiv.org/abs/2210.10253"
 SMALL = f"{VMOE}, on the sizes of https://arxiv.org/abs/2012.12877"
 EVERY_SECOND = (1, 3, 5, 7, 9, 11)
@@ -95,3 +96,37 @@ def _register(
             **(changes or {}),
         },
     )
+
+
+@hookimpl
+def register_probes(register: Register) -> None:
+    """Bring what other images of a group can do to a victim."""
+    register(
+        "batch-mates",
+        "harness_vmoe.batch_mates:batch_mates",
+        card=Card(
+            "Who is wrong, or taken for the runner-up class, beside mates that are picked to take "
+            "its places, over capacity, order and place; the same beside drawn mates.",
+            source=HAYES,
+            note="mates are other images of the shard, ranked by the experts that they share with "
+            "the victim; four sets are tried",
+        ),
+    )
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    """Bring the columns of batch mates."""
+    beside = "of eight, last in the group, capacity 1, first come first served"
+    for name, told in (
+        ("denied", f"right beside drawn mates and wrong beside picked ones: {beside}"),
+        ("redirected", f"right so, and taken for their runner-up class: {beside}"),
+        ("denied-by-drawn", f"right so, and wrong beside other drawn mates: {beside}"),
+    ):
+        register(
+            f"mates-{name}",
+            f"harness_vmoe.batch_mates:{name.replace('-', '_')}",
+            card=MetricCard(
+                f"Share of all images that are {told}.", title=f"mates: {name}", source=HAYES
+            ),
+        )
