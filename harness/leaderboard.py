@@ -140,6 +140,29 @@ def publish(board: Board, out: Path, registry: Registry, *, evaluator: str = "")
     return write_pages(board.suite, board.name, out, registry)
 
 
+def add_reported(board: Board, entries: Iterable[Entry], out: Path) -> None:
+    """Write entries of numbers that others published into a board's folder.
+
+    Raises:
+        EntryError: One breaks the schema.
+        UsageError: The row was measured: what was measured is not replaced by what was reported.
+        StoreError: The folder cannot be written.
+    """
+    folder = out / board.name
+    refuse_links(folder)
+    measured = {cell.manifest["row"] for cell in board.cells}
+    files = []
+    for entry in entries:
+        content = written(entry)  # first, for it refuses names that leave the folder
+        path = folder / entry_file(entry)
+        known = path.exists() and not read_entry(path).content["reported"]
+        if known or entry.row in measured:
+            raise UsageError(f"{entry.where}: row {entry.row} was measured; name another model")
+        files.append((path, content))
+    for path, content in files:
+        write_atomically(path, content)
+
+
 def write_pages(suite: Suite, name: str, out: Path, registry: Registry) -> Standing:
     """Write a board's table as Markdown, CSV and JSON, from the entries in its folder.
 

@@ -30,6 +30,9 @@ def page(board: Standing, registry: Registry) -> str:
     parts = [f"# {plain(title)}", "", *_preface(board), "", _table(board, registry)]
     if len(suite.epsilons) > 1:
         parts += ["", "## At every epsilon", "", _curves(board, registry)]
+    reported = [place.entry for place in board.below if place.entry.content["reported"]]
+    if reported:
+        parts += ["", "## Reported, not measured here", "", *map(_report, reported)]
     parts += ["", *_legend(board, registry), ""]
     return "\n".join(parts)
 
@@ -117,13 +120,27 @@ def _values(board: Standing, entry: Entry) -> Iterator[str]:
         value = entry.content["values"].get(name, _missing(name))
         if "value" not in value:
             value = value.get(board.suite.headline, _missing(name))
-        yield _text(value)
-    yield _text(_best_known(board.suite, entry))
+        yield _text(value, entry)
+    yield _text(_best_known(board.suite, entry), entry)
 
 
-def _text(value: Mapping[str, Any]) -> str:
+def _text(value: Mapping[str, Any], entry: Entry) -> str:
     """A value; only the reason for none is somebody's own words."""
-    return plain(cell_text(value)) if value["value"] is None else cell_text(value)
+    if value["value"] is None:
+        return plain(cell_text(value))
+    is_bare = entry.content["reported"] and value["low"] is None  # a share without an interval
+    return f"{100 * value['value']:.1f}" if is_bare else cell_text(value)
+
+
+def _report(entry: Entry) -> str:
+    """Whence reported numbers come, in one line of a list."""
+    report = entry.content.get("report", {})
+    told = [
+        f"{plain(report[key])}" if key in ("source", "url") else f"{key}: {plain(report[key])}"
+        for key in ("source", "url", "protocol", "licence")
+        if report.get(key)
+    ]
+    return f"- {plain(entry.row)}, n = {entry.count} images: {'; '.join(told) or 'no source'}."
 
 
 def _best_known(suite: Suite, entry: Entry) -> Mapping[str, Any]:
@@ -154,7 +171,7 @@ def _curves(board: Standing, registry: Registry) -> str:
 def _curve(suite: Suite, entry: Entry, name: str) -> Iterator[str]:
     values = entry.content["values"].get(name, {})
     for epsilon in suite.epsilons:
-        yield _text(values.get(epsilon.text, _missing(name)))
+        yield _text(values.get(epsilon.text, _missing(name)), entry)
 
 
 def _preface(board: Standing) -> Iterable[str]:
@@ -228,6 +245,9 @@ def _flat(board: Standing, place: Place, registry: Registry) -> dict[str, Any]:
         else:
             found |= _numbers(name, value)
     found |= _numbers(f"best-known {board.suite.headline}", _best_known(board.suite, place.entry))
+    report = content.get("report", {})
+    if content["reported"]:
+        found |= {f"reported {key}": report.get(key) for key in ("source", "url", "licence")}
     return found | {
         "flags": " ".join(content["flags"]),
         "below_the_line": place.reason,

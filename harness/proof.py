@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from harness.evidence import tables_of
 from harness.flags import FLAGS, NOTHING_CHECKED, Checks, weaker_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from harness.bits import Bits
     from harness.entries import Entry
@@ -50,8 +50,9 @@ def check_entry(
         return
     yield from _named(entry, registry)
     if entry.content["reported"]:
-        yield Finding(entry.where, "is reported: nobody can check it", is_error=False)
+        yield from _reported(entry, suite, registry)
         return
+    yield from _marked(entry)
     yield from _hashes(entry)
     if about["version"] != suite.version:
         told = f"was measured under version {about['version']}, the suite is {suite.version}"
@@ -110,7 +111,7 @@ def _hashes(entry: Entry) -> Iterator[Finding]:
 
 def _named(entry: Entry, registry: Registry) -> Iterator[Finding]:
     """Whether row, experts and flags are what the rest of the entry and the plugin here say."""
-    model, flags = entry.content["model"], entry.content["flags"]
+    model = entry.content["model"]
     row = plan.Contender(model["name"], recipe=model["recipe"]).row
     if model["row"] != row:
         yield Finding(entry.where, f"is named {model['row']}; its model and recipe are {row}")
@@ -119,9 +120,56 @@ def _named(entry: Entry, registry: Registry) -> Iterator[Finding]:
         experts = [model["card"].get(key) for key in ("num_experts", "num_selected")]
         if experts != [card.num_experts, card.num_selected]:
             yield Finding(entry.where, f"its experts are not those of model {model['name']}")
-    for flag in flags:
+    for flag in entry.content["flags"]:
         if flag not in FLAGS:
             yield Finding(entry.where, f"flag {flag!r} is not known")
+
+
+def _reported(entry: Entry, suite: Suite, registry: Registry) -> Iterator[Finding]:
+    """What can be checked of numbers that others published: that they can be, and whence."""
+    yield Finding(entry.where, "is reported: nobody can check it", is_error=False)
+    report = entry.content.get("report", {})
+    for key in ("source", "url", "protocol", "licence"):
+        if not report.get(key, "").strip():
+            yield Finding(entry.where, f"is reported without its {key}")
+    for name, told in entry.content["values"].items():
+        yield from _told(entry, name, told, suite, registry)
+    if not entry.content["values"]:
+        yield Finding(entry.where, "is reported, and holds no number")
+    if entry.content["best_known"] or entry.content["flags"] or entry.content["weights"]["sha256"]:
+        yield Finding(entry.where, "is reported: flags, weights and breaks are of measured rows")
+
+
+def _told(
+    entry: Entry, name: str, told: Mapping[str, Any], suite: Suite, registry: Registry
+) -> Iterator[Finding]:
+    """Whether a reported number is a percentage that the suite measures."""
+    card = registry.find("metrics", name).card if name in suite.metrics else None
+    if card is None or card.unit != "share":
+        yield Finding(entry.where, f"value {name!r} is no share that the suite measures")
+        return
+    by_epsilon = {"": told} if "value" in told else told
+    grid = [epsilon.text for epsilon in suite.epsilons] if card.by_epsilon else [""]
+    if not set(by_epsilon) <= set(grid):
+        yield Finding(entry.where, f"{name} is not at the suite's epsilons")
+        return
+    for value in by_epsilon.values():
+        yield from _percentage(entry, name, value)
+
+
+def _percentage(entry: Entry, name: str, value: Mapping[str, Any]) -> Iterator[Finding]:
+    number = value["value"]
+    if number is None or not 0 <= number <= 1:
+        yield Finding(entry.where, f"{name} is no percentage from 0 to 100")
+    if value["n"] != entry.count:
+        yield Finding(entry.where, f"{name} is not of the row's {entry.count} images")
+    if value["low"] is not None:
+        yield Finding(entry.where, f"{name} has an interval, which nothing proves")
+
+
+def _marked(entry: Entry) -> Iterator[Finding]:
+    """Whether the flags that checks and precision raise are there."""
+    flags = entry.content["flags"]
     modes = [mark for mark in entry.content["precision"].split("+") if mark != "float32"]
     for mark in (*entry.content["checks"].get("flags", ()), *modes):
         if mark not in flags:

@@ -95,6 +95,11 @@ def _changed(old: Entry, new: Entry) -> Iterator[Finding]:
         if new.content["best_known"][: len(old.content["best_known"])] != old.content["best_known"]:
             yield Finding(new.where, "what others broke was changed or removed; only add to it")
         return
+    if new.content["reported"]:
+        is_error = not old.content["reported"]
+        told = "a measured row was replaced by a reported one" if is_error else "reports otherwise"
+        yield Finding(new.where, told, is_error=is_error)
+        return
     if old.content["provenance"].get("started") == new.content["provenance"].get("started"):
         yield Finding(new.where, "was changed without a new run: its start is still the same")
         return

@@ -113,6 +113,35 @@ def test_rows_are_compared_in_numbers_for_machines(harness, tiny, published):
     assert item["verdict"] == "cannot be told apart"
 
 
+PAPER = """
+suite = "tiny"
+model = "vmoe/paper"
+n = 1000
+source = "A paper, table 1"
+url = "https://example.org/paper"
+protocol = "PGD-40"
+licence = "unknown"
+values.clean-accuracy = 90
+"""
+
+
+def test_reported_numbers_stand_below_the_line_and_the_board_is_valid(harness, tiny, published):
+    (published / "paper.toml").write_text(PAPER)
+    (published / "bad.toml").write_text(PAPER.replace("90", "900"))
+
+    done = harness("publish", "--suite", tiny, "--reported", "paper.toml")
+    valid = harness("validate", "--suite", tiny)
+    refused = harness("publish", "--suite", tiny, "--reported", "bad.toml")
+
+    assert done.code == 0, done.err
+    assert "1 ranked, 1 below" in done.err
+    assert "https://example.org/paper" in (published / "leaderboard/tiny.md").read_text()
+    assert valid.code == 0, valid.out
+    assert "vmoe/paper.json: is reported: nobody can check it" in valid.out
+    assert refused.code == 1
+    assert "must be per cent, from 0 to 100, not '900'" in refused.err
+
+
 BAD = [
     (["compare", "cnn/digits.standard"], 2, "two rows or more"),
     (["compare", "cnn/digits.standrd", "x"], 2, "did you mean 'cnn/digits.standard'"),

@@ -128,15 +128,6 @@ def test_a_row_of_an_older_version_is_noted_and_not_compared(make, ten, registry
     assert "version 2, the suite is 3" in found.what
 
 
-def test_a_reported_row_is_noted(make, ten, registry):
-    def alter(content):
-        content |= {"reported": True, "bits": {"clean": None, "attacks": {}}}
-
-    [found] = check_entry(make(alter=alter), ten, registry)
-
-    assert (found.what, found.is_error) == ("is reported: nobody can check it", False)
-
-
 def test_without_clean_bits_what_needs_them_is_noted_and_the_rest_is_checked(make, ten, registry):
     honest = make(alter=set_at("bits", "clean", to=None))
     wrong = make(
