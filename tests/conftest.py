@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from harness.plugins import load_plugins
 from run_folders import cell_of
+from warm import Finished, Warm
 
 TINY = """
 name = "tiny"
@@ -59,16 +58,6 @@ sys.addaudithook(die)
 """
 """Kills the process just before it opens, or gives its name to, a file."""
 
-MAIN = "from harness.cli.app import main; main()"
-
-
-class Finished(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
@@ -106,18 +95,26 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def warm(_own_cache):
+    """A process with torch imported, of which each command is a fork."""
+    process = Warm(environment_with())
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def harness(tmp_path: Path):
+def harness(tmp_path: Path, warm: Warm):
     """Runs the command line in a process of its own, in an empty folder."""
 
     def call(*arguments: object, **environment: str) -> Finished:
-        return finish(command(*arguments), tmp_path, **environment)
+        return warm.finish(texts(arguments), tmp_path, environment_with(**environment))
 
     return call
 
 
 @pytest.fixture
-def killed(tmp_path: Path):
+def killed(tmp_path: Path, warm: Warm):
     """Runs the command line, killed by a real SIGKILL at the moment that is named.
 
     The moment is "open PATTERN" or "os.rename PATTERN": just before a file is opened, or before
@@ -125,32 +122,31 @@ def killed(tmp_path: Path):
     """
 
     def call(moment: str, *arguments: object) -> Finished:
-        return finish(
-            [sys.executable, "-c", DEATH + MAIN, *map(str, arguments)], tmp_path, DIE_AT=moment
-        )
+        return warm.finish(texts(arguments), tmp_path, environment_with(DIE_AT=moment), DEATH)
 
     return call
 
 
 @pytest.fixture
-def limited(tmp_path: Path):
+def limited(tmp_path: Path, warm: Warm):
     """Runs the command line on a disk that takes no file larger than so many bytes."""
 
     def call(size: int, *arguments: object) -> Finished:
-        limits = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
-        return finish([sys.executable, "-c", limits + MAIN, *map(str, arguments)], tmp_path)
+        limits = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+        return warm.finish(texts(arguments), tmp_path, environment_with(), limits)
 
     return call
 
 
 @pytest.fixture(scope="session")
-def two_seeds(tmp_path_factory) -> Path:
+def two_seeds(tmp_path_factory, warm: Warm) -> Path:
     """The tiny suite, and a run folder in which its row was measured with two seeds."""
     folder = tmp_path_factory.mktemp("two-seeds")
     suite = folder / "tiny.toml"
     suite.write_text(TINY.format(samples=", ".join(str(number) for number in range(20))))
     for seed in (0, 1):
-        done = finish(command("run", "--suite", suite.name, "--seed", seed), folder)
+        line = texts(("run", "--suite", suite.name, "--seed", seed))
+        done = warm.finish(line, folder, environment_with())
         assert done.code == 0, done.err
     return folder
 
@@ -163,21 +159,8 @@ def finished(two_seeds: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def finish(line: list[str], folder: Path, **environment: str) -> Finished:
-    done = subprocess.run(
-        line,
-        cwd=folder,
-        env=environment_with(**environment),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "harness", *(str(argument) for argument in arguments)]
+def texts(arguments: Iterable[object]) -> list[str]:
+    return [str(argument) for argument in arguments]
 
 
 def environment_with(**changes: str) -> dict[str, str]:
