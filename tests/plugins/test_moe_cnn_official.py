@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from torch.nn import functional
 
 from harness.api import CheckpointError, ModelContext, Routing
 from harness.numerics import frozen
+from harness.recipes import trades_loss
+from harness.tensors import Noise, Outcome
+from harness.training import Batch, TrainingContext
 from harness_moe_cnn.convert import from_released
 from harness_moe_cnn.densenet import densenet40
+from harness_moe_cnn.losses import joint_divergence, router_loss
 from harness_moe_cnn.network import moe_layers, with_routers
 from harness_moe_cnn.resnet import resnet18
+from harness_moe_cnn.router import hard_routing
 from harness_moe_cnn.vgg import vgg16
 from harness_moe_cnn.wide_resnet import MoEWideResNet
 
@@ -366,28 +372,40 @@ def kl(logits, target):
     return functional.kl_div(logits.log_softmax(1), target.softmax(1), reduction="sum")
 
 
-def train_step(model, images, labels, attacked):
-    """The released step on one batch, its two attacks' ends given; the losses of both phases."""
-    router, groups = model.routers[0], model.parameter_groups()
+def released_optimizers(model):
+    """One of all that is no router, one of the router."""
+    groups = model.parameter_groups()
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     of_model = torch.optim.SGD([*groups["experts"], *groups["other"]], **settings)
-    of_router = torch.optim.SGD(groups["router"], **settings)
+    return of_model, torch.optim.SGD(groups["router"], **settings)
+
+
+def expert_step(model, images, labels, attacked):
+    """The released step of the experts, its attack's end given: its loss, and the scores."""
     model.train()
-    scores = router(images)
+    scores = model.routers[0](images)
     model(images)  # for display; it moves the statistics
-    logits = model(images)
-    apart = kl(model(attacked[0]), logits) / len(images)
-    of_experts = functional.cross_entropy(logits, labels) + 6 * apart
+    loss = trades_loss(model(images), model(attacked), labels, beta=6.0)
     model.zero_grad()
-    of_experts.backward()
-    of_model.step()
+    loss.backward()
+    released_optimizers(model)[0].step()
+    return loss.detach(), scores
+
+
+def router_step(model, images, labels, attacked, scores):
+    """The released step of the router, its attack's end given: its loss."""
     model(images)  # not used; it moves the statistics
-    apart = kl(router(attacked[1]), scores) / len(images)
-    of_routes = 6 * functional.cross_entropy(scores, labels % 2) + 6 * apart
+    loss = router_loss(scores, model.routers[0](attacked), labels, alpha=6.0, beta=6.0)
     model.zero_grad()
-    of_routes.backward()
-    of_router.step()
-    return of_experts.detach(), of_routes.detach()
+    loss.backward()
+    released_optimizers(model)[1].step()
+    return loss.detach()
+
+
+def state_after_a_step():
+    file = "train_advmoe_resnet18_r1_16_E2"
+    after = [key for key in golden(file) if key.startswith("after1/")]
+    return from_released({key.removeprefix("after1/"): tensor(file, key) for key in after})
 
 
 def test_a_training_step_leads_to_the_official_state():
@@ -395,15 +413,141 @@ def test_a_training_step_leads_to_the_official_state():
     model, images, labels = under_attack(), tensor(file, "images"), tensor(file, "batch_labels")[0]
     attacked = tensor(file, "s1/advA_iter")[-1], tensor(file, "s1/advB_iter")[-1]
 
-    losses = train_step(model, images, labels, attacked)
+    of_experts, scores = expert_step(model, images, labels, attacked[0])
+    of_router = router_step(model, images, labels, attacked[1], scores)
 
-    assert_close(losses[0], tensor(file, "s1/loss_expert")[2])
-    assert_close(losses[1], tensor(file, "s1/loss_router")[2])
-    after = [key for key in golden(file) if key.startswith("after1/")]
-    expected = from_released({key.removeprefix("after1/"): tensor(file, key) for key in after})
+    assert_close(of_experts, tensor(file, "s1/loss_expert")[2])
+    assert_close(of_router, tensor(file, "s1/loss_router")[2])
+    expected = state_after_a_step()
     assert len(expected) == 244
     found = {key: model.state_dict()[key] for key in expected}
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def climbed(model, images, scores, target):
+    """The loss that attacks in training climb, summed, and its gradient."""
+    images = images.clone().requires_grad_()
+    with frozen(model):
+        routed = model.routed(images)
+    loss = joint_divergence(
+        Outcome(
+            routed.logits,
+            torch.zeros(len(images), dtype=torch.int64),
+            clean_logits=target,
+            routes=routed.routes,
+            clean_routes=(hard_routing(scores.detach()),),
+        )
+    ).sum()
+    return loss.detach(), torch.autograd.grad(loss, [images])[0]
+
+
+def in_evaluation(model, images):
+    with frozen(model), torch.no_grad():
+        return model(images)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("phase", ["A", "B"], ids=["experts", "router"])
+def test_what_the_attacks_of_both_phases_climb_is_the_official_loss(phase, step):
+    file = "train_advmoe_resnet18_r1_16_E2"
+    model, images = under_attack().train(), tensor(file, "images")
+    labels, attacked = tensor(file, "batch_labels")[0], tensor(file, "s1/advA_iter")[-1]
+    before = deepcopy(model)
+    _, scores = expert_step(model, images, labels, attacked)
+    before.routers[0](images)
+    before(images)  # for display; it moves the statistics
+    model = before if phase == "A" else model
+    target = tensor(file, f"s1/logits_nat_eval{'AB'.index(phase) + 1}")
+
+    assert_close(in_evaluation(model, images), target)
+    loss, gradient = climbed(model, tensor(file, f"s1/adv{phase}_iter")[step], scores, target)
+
+    assert_close(loss, tensor(file, "s1/attack_loss")[2 * "AB".index(phase) + step])
+    expected = tensor(file, f"s1/adv{phase}_grad")[step]
+    # where the attack of the router begins, it is all but 0: a difference of rounded numbers
+    assert (gradient - expected).norm() <= 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_losses_of_every_training_step_are_the_official_ones(batch):
+    # of the second and third, only what the losses are made of is kept
+    file, step = "train_advmoe_resnet18_r1_16_E2", f"s{batch}"
+    labels = tensor(file, "batch_labels")[batch - 1]
+    logits = [tensor(file, f"{step}/{name}") for name in ("logits_nat", "logits_adv")]
+    scores = [
+        tensor(file, f"{step}/{name}") for name in ("scores_clean_train", "scores_adv_router")
+    ]
+
+    of_experts = trades_loss(*logits, labels, beta=6.0)
+    of_router = router_loss(*scores, labels, alpha=6.0, beta=6.0)
+
+    assert_close(of_experts, tensor(file, f"{step}/loss_expert")[2])
+    assert_close(of_router, tensor(file, f"{step}/loss_router")[2])
+
+
+def test_the_second_training_step_begins_as_the_official_one():
+    file = "train_advmoe_resnet18_r1_16_E2"
+    model, images = NETWORKS["fwd_resnet18_r1_16_E2"](), tensor(file, "images").flip(3)
+    model.load_state_dict(state_after_a_step())
+    model.train()
+
+    scores = model.routers[0](images)
+    displayed = model(images)
+    target = in_evaluation(model, images)
+    start = images + 0.001 * tensor(file, "s2/noise1")
+    loss, _ = climbed(model, start, scores, target)
+
+    assert_close(scores, tensor(file, "s2/scores_clean_train"))
+    assert_close(displayed, tensor(file, "s2/logits_result"))
+    assert_close(target, tensor(file, "s2/logits_nat_eval1"))
+    assert_close(model(images), tensor(file, "s2/logits_nat"))
+    assert_close(loss, tensor(file, "s2/attack_loss")[0])
+
+
+def test_the_recipe_steps_to_the_official_weights(registry):
+    file = "train_advmoe_resnet18_r1_16_E2"
+    model, ends = (
+        under_attack().train(),
+        [tensor(file, f"s1/adv{phase}_iter")[-1] for phase in "AB"],
+    )
+    images, labels = tensor(file, "images"), tensor(file, "batch_labels")[0]
+    batch = Batch(images, labels, Noise(0, torch.arange(4), (3, 32, 32)))
+
+    def given(objective, images, labels, threat, *, noise, **parameters):
+        return ends.pop(0)
+
+    find = registry.find
+    context = TrainingContext(
+        model, 4, 0, lambda name, **_: (given, {}), lambda name: find("objectives", name).load()
+    )
+    entry = find("recipes", "advmoe-released-full")
+    training = entry.load()(context, **entry.defaults)
+    for phase in training.phases:
+        loss = phase.loss(batch)
+        phase.optimizer.zero_grad()
+        loss.backward()
+        phase.optimizer.step()
+
+    # statistics differ: the released code passes the images twice more
+    expected = state_after_a_step()
+    found = {name: value.detach() for name, value in model.named_parameters()}
+    torch.testing.assert_close(found, {name: expected[name] for name in found}, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_routers_gradient_stays_finite_where_the_released_form_is_not(batch):
+    # scores as they were, and as far apart as they are some batches later
+    file = "train_advmoe_resnet18_r1_16_E2"
+    names = ("scores_clean_train", "scores_adv_router")
+    stored = [tensor(file, f"s{batch}/{name}") for name in names]
+    scores = [(1000 * part).requires_grad_() for part in stored]
+    labels = tensor(file, "batch_labels")[batch - 1]
+
+    ours = torch.autograd.grad(router_loss(*scores, labels, alpha=6.0, beta=6.0), scores)
+    theirs = torch.autograd.grad(kl(scores[1], scores[0]), scores)
+
+    assert all(gradient.isfinite().all() for gradient in ours)
+    assert not all(gradient.isfinite().all() for gradient in theirs)
 
 
 def test_each_step_of_the_attack_in_training_is_the_official_one():
