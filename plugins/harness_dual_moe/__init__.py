@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.api import ModelCard, hookimpl
+from harness_dual_moe.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +95,13 @@ def register_models(register: Register) -> None:
                 "combine": "logits",
             },
         )
+
+
+@hookimpl
+def register_recipes(register: Register) -> None:
+    """Bring standard and adversarial training of mixtures, RT-ER, and what trains dual models."""
+    for preset in PRESETS:
+        register(preset.name, preset.target, card=preset.card, defaults=preset.defaults)
 
 
 def _register_mixture(
