@@ -45,12 +45,19 @@ RELEASED: Mapping[str, Any] = {
 """Of the scripts for CIFAR-10; their 200 epochs are 130 in the paper."""
 
 RT_ER: Mapping[str, Any] = {"beta": 6.0, "robustified": "second"}
+JTDMOE: Mapping[str, Any] = {"beta": 6.0, "robustified": "all"}
+"""The released joint training robustifies every expert on every image."""
 
 MODES = "attacks are made in evaluation mode and losses computed in training mode"
 REPAIRED = (
     f"{MODES}, where the released code leaves evaluation mode on after the first attack and gives "
     "batch norm one image at a time; attacks start anywhere in the ball, not always in its dark "
     "corner; held-out training images are watched, not the test set; float32, not float16"
+)
+
+APART = (
+    "each half has its own optimiser, so that the standard half's gradient is not applied a second "
+    "time in the robust half's step; batch norm of the robust half learns its statistics"
 )
 
 
@@ -100,5 +107,36 @@ PRESETS = (
             note=f"repaired: {REPAIRED}; the rate's triangle without that of Adam's momentum",
         ),
         {**RELEASED, **RT_ER},
+    ),
+    Preset(
+        "jtdmoe",
+        "harness_dual_moe.dual_recipes:jtdmoe",
+        Card(
+            "Joint training of a dual model: the robust half by RT-ER on all its experts, then the "
+            "standard half by the dual model's clean cross-entropy.",
+            source=f"{PAPER}; {REPOSITORY}, cifar10_JTDMoE.py",
+            note=f"{MODES}; AdamW and a cosine; {APART}",
+        ),
+        {**COMMON, **JTDMOE},
+    ),
+    Preset(
+        "jtdmoe-released",
+        "harness_dual_moe.dual_recipes:jtdmoe",
+        Card(
+            "The same with the released code's settings for CIFAR-10, both halves from scratch.",
+            source=f"{REPOSITORY}, cifar10_JTDMoE.py",
+            note=f"repaired: {REPAIRED}; {APART}; the rate's triangle without that of Adam's "
+            "momentum",
+        ),
+        {**RELEASED, **JTDMOE},
+    ),
+    Preset(
+        "dual-separate",
+        "harness_dual_moe.dual_recipes:dual_separate",
+        Card(
+            "A dual model whose halves are trained apart: RT-ER, and clean cross-entropy.",
+            note="what joint training is compared with; alpha plays no part",
+        ),
+        {**COMMON, **RT_ER},
     ),
 )
