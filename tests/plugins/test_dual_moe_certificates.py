@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 from harness.api import ModelError
-from harness.building import build_model
 from harness.tensors import Noise
 from harness_dual_moe.certificates import (
     added,
+    as_printed,
     certified_radius,
     dual_radius,
-    gap_slopes,
     mixture_slopes,
-    route_radius,
     soft_mixture_radius,
     softmax_slopes,
 )
+from harness_dual_moe.slopes import gap_slopes, spectral_estimate
 
 PIXELS = 3 * 8 * 8
+SHAPE = (3, 8, 8)
 IMAGES = (Noise(1, torch.arange(16), (3, 8, 8)).uniform(0) / 2 + 0.5).double()
 DUAL = {"linf": 1, "l2": 2}
 
@@ -29,13 +29,13 @@ norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 def linear(outputs=5, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, outputs)).double()
+    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, outputs)).double().eval()
 
 
 def two_layers(outputs=5, seed=0):
     torch.manual_seed(seed)
     layers = nn.Flatten(), nn.Linear(PIXELS, 16), nn.ReLU(), nn.Linear(16, outputs)
-    return nn.Sequential(*layers).double()
+    return nn.Sequential(*layers).double().eval()
 
 
 def convolutional(outputs=5, seed=0):
@@ -93,18 +93,32 @@ def test_no_two_logits_part_faster_than_their_slope(make, norm):
 
     apart = (jacobian[:, None] - jacobian).flatten(3)
     steepness = torch.linalg.vector_norm(apart, ord=DUAL[norm], dim=3).amax(dim=2)
-    assert (steepness <= gap_slopes(network, norm)).all()
+    assert (steepness <= gap_slopes(network, SHAPE, norm)).all()
 
 
-def test_a_hidden_layer_lengthens_by_no_more_than_the_root_of_its_two_norms():
+def test_a_hidden_layer_moves_unit_by_unit_or_by_the_root_of_its_two_norms():
     hidden, head = nn.Linear(2, 2), nn.Linear(2, 2)
     hidden.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     head.weight = nn.Parameter(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
-    network = nn.Sequential(hidden, nn.ReLU(), head)
+    network = nn.Sequential(hidden, nn.ReLU(), head).eval()
 
-    # columns sum up to 4 and 6, rows to 3 and 7; the head's rows are 7 apart in L1, 5 in L2
-    assert gap_slopes(network, "linf")[0].tolist() == pytest.approx([0, 7 * 7])
-    assert gap_slopes(network, "l2")[0].tolist() == pytest.approx([0, 5 * 42**0.5])
+    # rows sum up to 3 and 7, the head weighs them by 3 and 4: less than 7 * 7 by the largest row
+    assert gap_slopes(network, (2,), "linf")[0].tolist() == pytest.approx([0, 3 * 3 + 4 * 7])
+    # rows are 5 ** .5 and 5 long, the head 5, columns sum up to 4 and 6: the least of
+    # 3 * 5 ** .5 + 4 * 5, of 5 * 42 ** .5, and of 5 * (5 + 25) ** .5
+    assert gap_slopes(network, (2,), "l2")[0].tolist() == pytest.approx([0, 3 * 5**0.5 + 20])
+
+
+def test_power_iteration_stays_below_the_bound_and_is_a_diagnosis_alone():
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4).double()
+
+    estimate = spectral_estimate(layer, (6,))
+
+    truth = float(torch.linalg.matrix_norm(layer.weight.detach(), ord=2))
+    by_row, by_column = (layer.weight.detach().abs().sum(dim=side).max() for side in (1, 0))
+    assert estimate == pytest.approx(truth, rel=1e-3)
+    assert estimate <= float((by_row * by_column).sqrt())
 
 
 @norms
@@ -112,7 +126,7 @@ def test_the_radius_of_a_linear_network_is_the_truth(norm):
     network = linear()
     outputs, weight = network(IMAGES).detach(), network[1].weight.detach()
 
-    radius = certified_radius(outputs, gap_slopes(network, norm)[None])
+    radius = certified_radius(outputs, gap_slopes(network, SHAPE, norm)[None])
 
     label = outputs.argmax(dim=1)
     apart = torch.linalg.vector_norm(weight[label][:, None] - weight, ord=DUAL[norm], dim=2)
@@ -135,7 +149,7 @@ def test_the_slopes_of_both_classes_count():
 def test_nothing_within_the_radius_of_a_network_changes_its_prediction(make, norm):
     network = make()
     with torch.no_grad():
-        radius = certified_radius(network(IMAGES), gap_slopes(network, norm)[None])
+        radius = certified_radius(network(IMAGES), gap_slopes(network, SHAPE, norm)[None])
 
     assert (radius > 0).all()
     assert_unmoved(network, radius, norm)
@@ -162,7 +176,7 @@ def test_nothing_within_the_radius_of_a_dual_model_changes_its_prediction(seed, 
     robust, standard = linear(seed=seed), two_layers(seed=seed + 9)
     with torch.no_grad():
         sharp = (8 * robust(IMAGES)).softmax(dim=1)
-    moved = added(softmax_slopes(8 * gap_slopes(robust, norm)))[None]
+    moved = added(softmax_slopes(8 * gap_slopes(robust, SHAPE, norm)))[None]
 
     radius = dual_radius(sharp, moved, alpha=0.8)
 
@@ -216,53 +230,47 @@ def test_a_softmax_moves_no_faster_than_its_slope(norm):
     )
 
     steepness = torch.linalg.vector_norm(jacobian.flatten(2), ord=DUAL[norm], dim=2).amax(dim=1)
-    assert (steepness <= softmax_slopes(3 * gap_slopes(network, norm))).all()
-
-
-@norms
-@pytest.mark.parametrize(("factor", "is_kept"), [(0.999, True), (1.001, False)])
-def test_a_linear_router_sends_an_image_elsewhere_exactly_at_its_distance(
-    registry, norm, factor, is_kept
-):
-    model = build_model(
-        registry, "moe/resnet14w24-e4", num_classes=10, image_shape=(3, 8, 8), seed=1
-    ).double()
-
-    def gate_logits(images):
-        return model.router((images - model.mean) / model.std)
-
-    radius = route_radius(model, IMAGES, norm=norm)
-
-    chosen = gate_logits(IMAGES).argmax(dim=1)
-    ends = attacked(gate_logits, IMAGES, factor * radius, norm, steps=1)
-    moved = torch.stack([gate_logits(points).argmax(dim=1) != chosen for points in ends])
-    assert (~moved.any(dim=0)).tolist() == [is_kept] * 16
+    assert (steepness <= softmax_slopes(3 * gap_slopes(network, SHAPE, norm))).all()
 
 
 @pytest.mark.parametrize(
     ("network", "remedy"),
     [
-        (nn.Sequential(nn.GELU(), nn.Linear(2, 2)), "no slope is known of GELU"),
-        (nn.Sequential(nn.BatchNorm2d(2), nn.Linear(2, 2)), "no slope is known of BatchNorm2d"),
-        (nn.Conv2d(3, 3, 1), "end in nn.Linear"),
+        (nn.Sequential(nn.GELU(), nn.Linear(2, 2)).eval(), "no slope is known of GELU"),
+        (nn.Sequential(nn.Linear(2, 2)).train(), "call eval"),
+        (nn.Bilinear(2, 2, 2).eval(), "no slope is known of bilinear"),
     ],
-    ids=["layer", "training", "end"],
+    ids=["layer", "training", "form"],
 )
 def test_a_network_whose_slopes_are_not_known_is_refused(network, remedy):
     with pytest.raises(ModelError, match=remedy):
-        gap_slopes(network, "linf")
+        gap_slopes(network, (2,), "linf")
+
+
+def test_a_network_with_a_hook_is_refused():
+    network = nn.Sequential(nn.Linear(2, 2)).eval()
+    network[0].register_forward_hook(lambda *_: None)
+
+    with pytest.raises(ModelError, match="forward hooks"):
+        gap_slopes(network, (2,), "linf")
 
 
 def test_a_norm_whose_slopes_are_not_known_is_refused():
     with pytest.raises(ModelError, match="take 'linf' or 'l2'"):
-        gap_slopes(linear(), "severity")
+        gap_slopes(linear().eval(), SHAPE, "severity")
 
 
-def test_another_router_has_no_known_distance(registry):
-    model = build_model(
-        registry, "moe/digits", num_classes=10, image_shape=(1, 8, 8), seed=1,
-        router="convolutional",
-    )  # fmt: skip
+def test_the_printed_form_certifies_images_that_move():
+    # two probabilities that move apart at slope 1/4 each: the margin closes at 1/2
+    logits = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    outputs = logits.softmax(dim=1)
+    slopes = torch.tensor([[0.25, 0.25]])
 
-    with pytest.raises(ModelError, match="linear routers alone"):
-        route_radius(model, torch.rand(1, 1, 8, 8), norm="linf")
+    def margin(distance):
+        moved = (logits + distance * torch.tensor([[-0.5, 0.5]])).softmax(dim=1)
+        return float(moved[0, 0] - moved[0, 1])
+
+    sound = certified_radius(outputs, added(slopes)).item()
+    printed = certified_radius(outputs, as_printed(slopes)).item()
+    assert margin(sound) > 0
+    assert margin(printed) < 0
