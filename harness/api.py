@@ -17,6 +17,7 @@ from harness.cards import (
     ModelCard,
     ObjectiveCard,
     Parameters,
+    ProbeCard,
 )
 from harness.errors import (
     AttackError,
@@ -62,6 +63,7 @@ __all__ = [
     "ObjectiveCard",
     "Parameters",
     "PluginError",
+    "ProbeCard",
     "Record",
     "Register",
     "Routing",

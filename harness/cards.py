@@ -15,7 +15,7 @@ Parameters = Mapping[str, Any]  # what a TOML table can hold
 
 @dataclass(frozen=True)
 class Card:
-    """What a recipe, objective, probe, suite, executor or converter is.
+    """What a recipe, objective, suite, executor or converter is.
 
     Attributes:
         summary: One sentence.
@@ -26,6 +26,23 @@ class Card:
     summary: str
     source: str = ""
     note: str = ""
+
+
+@dataclass(frozen=True)
+class ProbeCard:
+    """What a probe measures.
+
+    Attributes:
+        summary: One sentence.
+        source: Paper, equation or file of the official code.
+        note: What differs from the source.
+        on: "attacked" images, once for each attack and epsilon; or the "clean" ones, once.
+    """
+
+    summary: str
+    source: str = ""
+    note: str = ""
+    on: Literal["attacked", "clean"] = "attacked"
 
 
 @dataclass(frozen=True)
@@ -173,4 +190,4 @@ class DatasetCard:
     describe: Callable[[str], DatasetCard] | None = None
 
 
-AnyCard = Card | ModelCard | AttackCard | ObjectiveCard | MetricCard | DatasetCard
+AnyCard = Card | ProbeCard | ModelCard | AttackCard | ObjectiveCard | MetricCard | DatasetCard

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,11 +16,13 @@ from harness.numerics import ROW_GROUP
 from harness.records import Record
 from harness.seeing import Context, clean_pass, looked, router_is_hard
 from harness.tensors import (
+    CleanObservation,
     Images,
     Logits,
     Mask,
     Noise,
     Observation,
+    PerImage,
     RoutedClassifier,
     Rows,
     Samples,
@@ -91,11 +93,15 @@ def evaluate(setting: Setting, samples: Samples) -> Findings:
     with _seeded(setting.seed, samples):
         context = clean_pass(defence.model, samples, batches=defence.batches, draws=defence.draws)
         _refuse_nan(context.logits, samples.ids)
+        taken = _clean_measures(setting, samples, context.logits)
         for attack in setting.attacks:
             looked = _with_gradient(attack, defence, samples)
             for epsilon, rows, images in _sweep(setting, looked, samples, context):
                 records += rows
                 adversarial[attack.label, epsilon] = images
+    records = [
+        replace(record, measures={**taken[record.sample], **record.measures}) for record in records
+    ]
     order = {label: place for place, label in enumerate(_ranks(setting))}
     records.sort(key=lambda record: order[record.attack, record.epsilon])
     place = {int(sample): index for index, sample in enumerate(samples.ids)}
@@ -269,10 +275,26 @@ def _with_full_view(
     ]
 
 
+def _clean_measures(
+    setting: Setting, samples: Samples, logits: Logits
+) -> dict[int, dict[str, float]]:
+    """The numbers that probes of the clean images take, by sample; all its records carry them."""
+    largest = list(setting.threats.values())[-1]
+    observed = CleanObservation(setting.defence.model, samples, logits, largest)
+    found = _by_image(setting.defence.clean_probes, observed, len(samples.ids))
+    return dict(zip(samples.ids.tolist(), found, strict=True))
+
+
 def _measured(defence: Defence, observed: Observation) -> list[dict[str, float]]:
     """The numbers that the probes take, for each image."""
-    measures: list[dict[str, float]] = [{} for _ in observed.labels]
-    for probe in defence.probes:
+    return _by_image(defence.probes, observed, len(observed.labels))
+
+
+def _by_image(
+    probes: Sequence[Callable[[Any], Mapping[str, PerImage]]], observed: Any, count: int
+) -> list[dict[str, float]]:
+    measures: list[dict[str, float]] = [{} for _ in range(count)]
+    for probe in probes:
         for name, values in probe(observed).items():
             for measure, value in zip(measures, values.tolist(), strict=True):
                 measure.update(_finite_ones({name: value}))

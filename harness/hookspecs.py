@@ -78,9 +78,11 @@ def register_metrics(register: Register) -> None:
 def register_probes(register: Register) -> None:
     """Bring probes: `probe(observation: Observation) -> dict of name to one number an image`.
 
+    With `on="clean"` in its card a probe is given a `CleanObservation`, once for each image.
+
     @hookimpl
     def register_probes(register):
-        register("my-probe", "my_plugin.probes:probe", card=Card("What it measures."))
+        register("my-probe", "my_plugin.probes:probe", card=ProbeCard("What it measures."))
     """
 
 

@@ -17,6 +17,7 @@ from harness.seeing import Context, Look, looked
 from harness.tensors import (
     Attack,
     Classifier,
+    CleanProbe,
     Images,
     Loss,
     Mask,
@@ -58,6 +59,7 @@ class Defence:
         model: Frozen, in evaluation mode; its word in float32 is final.
         batches: How many images go through it at once.
         probes: Measures taken on attacked images.
+        clean_probes: Measures taken once, on the clean images.
         surrogate: A cheaper copy to climb; None where attacks climb the model itself.
         draws: Passes whose mean is the prediction of a model that draws random numbers.
     """
@@ -65,6 +67,7 @@ class Defence:
     model: Classifier
     batches: Batches
     probes: Sequence[Probe] = ()
+    clean_probes: Sequence[CleanProbe] = ()
     surrogate: Surrogate | None = None
     draws: int = 1
 

@@ -23,6 +23,7 @@ from harness.cards import (
     MetricCard,
     ModelCard,
     ObjectiveCard,
+    ProbeCard,
 )
 from harness.errors import PluginError
 from harness.hints import did_you_mean
@@ -271,6 +272,7 @@ _CARDS: dict[str, Any] = {
     "attacks": AttackCard,
     "objectives": ObjectiveCard,
     "metrics": MetricCard,
+    "probes": ProbeCard,
     "datasets": DatasetCard,
 }
 

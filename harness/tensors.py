@@ -227,7 +227,17 @@ class Observation(NamedTuple):
     over: InBatches = at_once
 
 
+class CleanObservation(NamedTuple):
+    """What a probe of clean images may look at, once for each image."""
+
+    model: Classifier
+    samples: Samples
+    logits: Logits
+    threat: ThreatModel  # the largest of the suite
+
+
 Probe: TypeAlias = Callable[[Observation], Mapping[str, PerImage]]
+CleanProbe: TypeAlias = Callable[[CleanObservation], Mapping[str, PerImage]]
 
 
 def margin(logits: Logits, labels: Labels, accepted: Accepted | None = None) -> PerImage:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -36,7 +36,7 @@ from harness.store import CellFolder, Shard
 from harness.tensors import Classifier, RoutedClassifier, Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -216,7 +216,8 @@ class Workbench:
         return Defence(
             model=model,
             batches=Batches(size, is_bucketed=cell.mode.is_bucketed, group=card.group),
-            probes=[self.registry.find("probes", name).load() for name in cell.suite.probes],
+            probes=self._probes(cell.suite, "attacked"),
+            clean_probes=self._probes(cell.suite, "clean"),
             surrogate=surrogate,
             draws=card.draws,
         )
@@ -224,6 +225,11 @@ class Workbench:
     def _card(self, cell: CellSpec) -> ModelCard:
         card: ModelCard = self.registry.find("models", cell.contender.model).card
         return card
+
+    def _probes(self, suite: Suite, on: str) -> list[Callable[..., Any]]:
+        """Those of a suite that look at attacked, or at clean images."""
+        entries = [self.registry.find("probes", name) for name in suite.probes]
+        return [entry.load() for entry in entries if getattr(entry.card, "on", "attacked") == on]
 
     def applicable(self, attacks: Sequence[AttackSpec], model: Classifier) -> list[AttackSpec]:
         """The attacks that have a meaning for a model."""

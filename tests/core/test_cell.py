@@ -12,7 +12,7 @@ from harness.cell import Protocol, Setting, evaluate
 from harness.errors import AttackError, ModelError
 from harness.judging import BoundAttack, Defence
 from harness.numerics import Batches
-from harness.tensors import Observation
+from harness.tensors import CleanObservation, Observation
 from harness.testing import LinearModel, LinearMoE, linear_samples
 from harness.threat import ThreatModel
 from harness.views import View
@@ -284,6 +284,28 @@ def test_the_noise_of_probes_is_the_same_at_every_epsilon():
     first, second = (observation.noise.uniform(0) for observation in seen_by_a_probe())
 
     assert torch.equal(first, second)
+
+
+def test_every_record_carries_what_was_measured_on_its_clean_image():
+    def brightness(observation: CleanObservation):
+        radius = torch.full((len(observation.samples.ids),), observation.threat.epsilon)
+        return {"brightness": observation.samples.images.flatten(1).mean(dim=1), "radius": radius}
+
+    chosen = setting()
+    defence = dataclasses.replace(chosen.defence, clean_probes=[brightness])
+    samples = wrong()
+
+    records = evaluate(dataclasses.replace(chosen, defence=defence), samples).records
+
+    expected = dict(
+        zip(samples.ids.tolist(), samples.images.flatten(1).mean(dim=1).tolist(), strict=True)
+    )
+    largest = max(threat.epsilon for threat in chosen.threats.values())
+    assert [record.measures["brightness"] for record in records] == pytest.approx(
+        [expected[record.sample] for record in records]
+    )
+    radii = [record.measures["radius"] for record in records]
+    assert radii == pytest.approx([largest] * len(records))
 
 
 def test_an_image_fares_the_same_alone_and_in_a_shard(registry):
