@@ -44,6 +44,8 @@ FLAGS = {
     "router-hides-experts": "gradient steps fool more images when they ignore the router: its "
     "gradient hides that of the experts",
     "one-expert": "in some layer one expert comes first for all tokens of all checked images",
+    "certificate-broken": "an attack found a perturbation smaller than the radius within which a "
+    "certificate says that there is none: the certificate is wrong",
     "tf32": "gradients were computed with TF32 products; survivors were attacked again in float32",
     "bfloat16-gradients": "gradients were computed in bfloat16; survivors were attacked again in "
     "float32",
@@ -67,6 +69,12 @@ UNRANKED = (
 BLACK_BOX = "black-box"
 ONE_STEP = "one-step"
 NOISE = "noise"
+CERTIFIED_RADIUS = "certified_radius"
+"""Measure of a probe that certifies: no smaller perturbation changes the prediction."""
+LOOSE = 1e-4
+"""Share of a certified radius by which rounding in float32 may cut it short, ..."""
+TINY = 1e-6
+"""... and what the size of a perturbation itself is rounded by, in [0, 1] units."""
 LUCK = {NOISE: 0, ONE_STEP: 0, BLACK_BOX: 1}
 """Images by which each yardstick must win to count; a search that draws may win one by luck."""
 
@@ -124,11 +132,12 @@ def record_flags(
         exempt: Labels of the attacks that aim at routes, or are judged in a part of the model.
     """
     failed = ["attack-failed"] if any("failed" in record.flags for record in records) else []
+    broken = ["certificate-broken"] if any(map(_breaks_certificate, records)) else []
     judged = [record for record in records if record.attack not in exempt]
     fooled: Counter[tuple[str, str]] = Counter()
     for record in judged:
         fooled[record.epsilon, record.attack] += not record.is_robust
-    return [*failed, *weaker_flags(judged, fooled, controls, checks)]
+    return [*failed, *broken, *weaker_flags(judged, fooled, controls, checks)]
 
 
 def weaker_flags(
@@ -150,6 +159,19 @@ def weaker_flags(
     if _noise_wins(fooled, controls):
         stronger.add(NOISE)
     return [f"weaker-than-{name}" for name in LUCK if name in stronger]
+
+
+def _breaks_certificate(record: Record) -> bool:
+    """The whole model is fooled nearer than a probe has certified, beyond rounding."""
+    radius = record.measures.get(CERTIFIED_RADIUS)
+    if radius is None or not record.is_correct:
+        return False
+    is_fooled = (
+        not record.is_robust
+        if record.view == "full"
+        else record.measures.get("full_fooled", 0.0) > 0
+    )
+    return is_fooled and record.norm < radius * (1 - LOOSE) - TINY
 
 
 def _stronger_yardsticks(records: Sequence[Record], checks: Checks) -> Iterator[str]:

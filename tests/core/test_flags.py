@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -203,3 +204,31 @@ def test_checks_survive_the_round_trip():
 )
 def test_each_flag_that_records_raise_has_a_meaning(flag):
     assert len(FLAGS[flag]) > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_broken"),
+    [
+        ({"norm": 0.009}, True),
+        ({"norm": 0.01}, False),
+        ({"norm": 0.011}, False),
+        ({"norm": 0.009, "measures": {}}, False),
+        ({"norm": 0.009, "adversarial_prediction": 1}, False),
+        ({"norm": 0.009, "clean_prediction": 2}, False),
+        ({"norm": 0.009, "view": "router"}, False),
+    ],
+    ids=["nearer", "equal", "farther", "uncertified", "robust", "clean-error", "a-part-alone"],
+)
+def test_a_model_fooled_within_its_certified_radius_is_flagged(changes, is_broken):
+    found = {"measures": {"certified_radius": 0.01}, **changes}
+
+    flags = record_flags([replace(record(0, "pgd", fooled=True), **found)], CONTROLS)
+
+    assert ("certificate-broken" in flags) is is_broken
+
+
+def test_a_diagnosis_that_fools_the_whole_model_breaks_a_certificate_too():
+    measures = {"certified_radius": 0.01, "full_fooled": 1.0}
+    found = replace(record(0, "pgd", fooled=False), norm=0.005, view="experts", measures=measures)
+
+    assert record_flags([found], CONTROLS, exempt=["pgd"]) == ["certificate-broken"]
