@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.api import ModelCard, hookimpl
+from harness.api import MetricCard, ModelCard, ProbeCard, hookimpl
 from harness_dual_moe.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -102,6 +102,54 @@ def register_recipes(register: Register) -> None:
     """Bring standard and adversarial training of mixtures, RT-ER, and what trains dual models."""
     for preset in PRESETS:
         register(preset.name, preset.target, card=preset.card, defaults=preset.defaults)
+
+
+@hookimpl
+def register_probes(register: Register) -> None:
+    """Bring what the weights say of each clean image."""
+    register(
+        "certified-radius",
+        "harness_dual_moe.probes:certified_radius",
+        card=ProbeCard(
+            "The distance within which the weights prove that the prediction stays.",
+            source=f"{SOURCE}, theorems 5.4 and 5.5",
+            note="pair-wise, with upper bounds of all slopes; docs/certificates.md",
+            on="clean",
+        ),
+    )
+    register(
+        "router-radius",
+        "harness_dual_moe.probes:router_radius",
+        card=ProbeCard(
+            "The least Linf distance at which hard affine routers can choose experts that have "
+            "the clean image wrong.",
+            on="clean",
+        ),
+    )
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    """Bring what needs no attack."""
+    register(
+        "certified-accuracy",
+        "harness_dual_moe.metrics:certified_accuracy",
+        card=MetricCard(
+            "Share of all images that are right and whose certified radius is above epsilon.",
+            title="certified",
+            by_epsilon=True,
+        ),
+    )
+    register(
+        "ra-router-exact",
+        "harness_dual_moe.metrics:exact_robust_accuracy_of_router",
+        card=MetricCard(
+            "Share of all images that stay right wherever a perturbation below epsilon may send "
+            "them, the experts seeing the clean image: ra-router without an attack.",
+            title="ra-router exact",
+            by_epsilon=True,
+        ),
+    )
 
 
 def _register_mixture(

@@ -58,7 +58,7 @@ def gap_slopes(
     """
     if norm not in NORMS:
         raise ModelError(f"no slopes are known in norm {norm!r}; take 'linf' or 'l2'")
-    graph = _traced(network)
+    graph = traced(network)
     parts = dict(network.named_modules())
     begin = torch.ones(1, *image_shape, dtype=torch.float64, device=_device(network))
     if scale is not None:
@@ -91,7 +91,12 @@ def spectral_estimate(layer: nn.Module, image_shape: tuple[int, ...], *, steps: 
     return length
 
 
-def _traced(network: nn.Module) -> fx.Graph:
+def traced(network: nn.Module) -> fx.Graph:
+    """The operations of a network.
+
+    Raises:
+        ModelError: They cannot be read, or depend on more than its input.
+    """
     hooked = (part._forward_hooks or part._forward_pre_hooks for part in network.modules())  # noqa: SLF001 - torch shows hooks nowhere else
     if any(hooked):
         raise ModelError("no slope is known of a network with forward hooks")
