@@ -47,6 +47,92 @@ VARIANTS = (
 PUBLISHED = {"group_size": 4, "capacity_factor": 1.5}
 """Of the released configuration of the attack: four images share the experts' places."""
 
+SMALL_SCALE = {
+    "epochs": 40,
+    "batch_size": 32,
+    "warm_up": 0.1,
+    "auxiliary": 1.0,
+    "group_size": 8,
+    "capacity_factor": 1.05,
+    "crop": 0,
+    "flip": False,
+}
+PRETRAIN = {
+    **SMALL_SCALE,
+    "objective": "sigmoid-ce",
+    "learning_rate": 3e-3,
+    "last_rate": 1e-5,
+    "weight_decay": 0.1,
+    "clip": 0.0,
+}
+FINETUNE = {
+    **SMALL_SCALE,
+    "epochs": 20,
+    "objective": "ce",
+    "learning_rate": 0.03,
+    "last_rate": 1e-5,
+    "clip": 10.0,
+}
+ADVERSARIAL = {
+    **FINETUNE,
+    "norm": "linf",
+    "epsilon": "8/255",
+    "attack": "pgd",
+    "steps": 10,
+    "relative_step_size": 0.1,
+    "init": "clean",
+    "attacked_objective": "ce",
+}
+PAPER_SCALE = {"batch_size": 4096, "flip": True, "crop": 28}
+RECIPES = (
+    # name, function, summary, parameters of the small scale, of the papers
+    (
+        "vmoe-pretrain",
+        "pretrain",
+        "Sigmoid cross-entropy and the auxiliary loss, Adam, a rate that falls linearly",
+        PRETRAIN,
+        # 10,000 of 517,859 steps warm up
+        {"epochs": 7, "learning_rate": 8e-4, "warm_up": 10_000 / 517_859},
+    ),
+    (
+        "vmoe-finetune",
+        "finetune",
+        "Cross-entropy and the auxiliary loss, SGD with momentum, half a cosine",
+        FINETUNE,
+        # 10,000 steps of 4096 of 1,281,167 images; 500 of them warm up
+        {"epochs": 32, "warm_up": 500 / 10_000, "crop": 48},
+    ),
+    (
+        "vmoe-adversarial-finetune",
+        "adversarial_finetune",
+        "The same on images that PGD attacks in ten steps, on nothing else",
+        ADVERSARIAL,
+        {"epochs": 32, "warm_up": 500 / 10_000, "crop": 48},
+    ),
+)
+CUT = "images are cut out of themselves with mirrored edges, not by the inception crop"
+INFERRED = (
+    f"{CUT}; the model is attacked in evaluation mode, without noise and drops; epsilon is read in "
+    "[0, 1] units and cross-entropy alone is attacked, which the paper does not say"
+)
+
+
+@hookimpl
+def register_recipes(register: Register) -> None:
+    """Bring the papers' three trainings, each at a small scale and at theirs."""
+    for name, function, summary, small, paper in RECIPES:
+        source = ROBUST if "adversarial" in name else f"{VMOE}; {ROBUST}"
+        note = INFERRED if "adversarial" in name else CUT
+        target = f"harness_vmoe.recipes:{function}"
+        register(
+            name, target, card=Card(f"{summary}: for few small images.", source, note),
+            defaults=small,
+        )  # fmt: skip
+        register(
+            f"{name}-paper", target, card=Card(f"{summary}, as published.", source, note),
+            defaults={**small, **PAPER_SCALE, **paper},
+        )  # fmt: skip
+
 
 @hookimpl
 def register_models(register: Register) -> None:

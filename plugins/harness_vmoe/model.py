@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.api import ModelContext, ModelError, Routing, did_you_mean
+from harness.api import ModelContext, ModelError, Routing
 from harness.tensors import Images, Logits, Routed
 from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding, input_size_of
-from harness_vmoe.dispatch import DISPATCHES
 from harness_vmoe.moe import SparseMlp, Sparsity, Steering
 
 
@@ -149,7 +148,6 @@ def vmoe(  # noqa: PLR0913 - the columns of the papers' tables
     sparsity = Sparsity(
         num_experts, num_selected, group_size, capacity_factor, batch_priority, dispatch
     )
-    _check(sparsity)
     return VMoE(
         architecture,
         sparsity,
@@ -158,20 +156,3 @@ def vmoe(  # noqa: PLR0913 - the columns of the papers' tables
         num_classes=context.num_classes,
         input_size=input_size,
     )
-
-
-def _check(sparsity: Sparsity) -> None:
-    if not 1 <= sparsity.num_selected <= sparsity.num_experts:
-        raise ModelError(
-            f"num_selected={sparsity.num_selected} of {sparsity.num_experts} experts cannot be "
-            f"chosen; set it to 1 to {sparsity.num_experts}"
-        )
-    if sparsity.group_size < 1:
-        raise ModelError(f"group_size={sparsity.group_size} images are no group; set 1 or more")
-    if sparsity.capacity_factor < 0:
-        raise ModelError("capacity_factor is below 0; set 0 to drop nothing")
-    if sparsity.dispatch not in DISPATCHES:
-        raise ModelError(
-            f"dispatch {sparsity.dispatch!r} is not known"
-            f"{did_you_mean(sparsity.dispatch, list(DISPATCHES))}"
-        )

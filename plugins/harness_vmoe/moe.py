@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from harness.api import Routing
+from harness.api import ModelError, Routing, did_you_mean
 from harness_vmoe.dispatch import DISPATCHES, Experts
 from harness_vmoe.losses import auxiliary_loss
 from harness_vmoe.router import (
@@ -48,6 +48,27 @@ class Sparsity:
     dispatch: str = "grouped"
     is_rounded: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not fit each other.
+
+        Raises:
+            ModelError: Says which, and what fits.
+        """
+        if not 1 <= self.num_selected <= self.num_experts:
+            raise ModelError(
+                f"num_selected={self.num_selected} of {self.num_experts} experts cannot be "
+                f"chosen; set it to 1 to {self.num_experts}"
+            )
+        if self.group_size < 1:
+            raise ModelError(f"group_size={self.group_size} images are no group; set 1 or more")
+        if self.capacity_factor < 0:
+            raise ModelError("capacity_factor is below 0; set 0 to drop nothing")
+        if self.dispatch not in DISPATCHES:
+            raise ModelError(
+                f"dispatch {self.dispatch!r} is not known"
+                f"{did_you_mean(self.dispatch, list(DISPATCHES))}"
+            )
+
 
 class Mixed(NamedTuple):
     """What a sparse layer tells of one forward pass."""
@@ -72,11 +93,15 @@ class SparseMlp(nn.Module):
     """An MLP for each token that is a sum of a few experts', weighted by their gates.
 
     The gates are a softmax over all experts and are not made to sum to 1 over the chosen ones.
+
+    Attributes:
+        sparsity: In evaluation, and in training where `share_places` did not say otherwise.
+        training_sparsity: In training.
     """
 
     def __init__(self, width: int, hidden: int, sparsity: Sparsity) -> None:
         super().__init__()
-        self.sparsity = sparsity
+        self.sparsity = self.training_sparsity = sparsity
         self.router = Router(width, sparsity.num_experts)
         self.experts = Experts(sparsity.num_experts, width, hidden)
 
@@ -92,14 +117,17 @@ class SparseMlp(nn.Module):
         outputs = self._outputs(tokens, routing, relaxed=steering.relaxed)
         return Mixed(outputs, routing, self._auxiliary(routing.gate_logits, noisy))
 
+    @property
+    def _sparsity(self) -> Sparsity:
+        return self.training_sparsity if self.training else self.sparsity
+
     def _routing(self, gate_logits: Gates, noisy: Gates) -> Routing:
         gates = noisy.softmax(dim=2)
         experts = best_experts(gates, self.sparsity.num_selected)
         return Routing(gate_logits, gates, experts, self._kept(experts, gates))
 
     def _kept(self, experts: Choices, gates: Gates) -> Kept:
-        sparsity = self.sparsity
-        if not sparsity.capacity_factor:
+        if not self._sparsity.capacity_factor:
             return torch.ones_like(experts, dtype=torch.bool)
         parts = zip(self._by_group(experts), self._by_group(gates), strict=True)
         kept = [self._within_capacity(chosen, part) for chosen, part in parts]
@@ -107,10 +135,10 @@ class SparseMlp(nn.Module):
 
     def _within_capacity(self, experts: Choices, gates: Gates) -> Kept:
         _, tokens, num_experts = gates.shape
-        factor = self.sparsity.capacity_factor
+        factor = self._sparsity.capacity_factor
         capacity = capacity_of(tokens, experts.shape[2], num_experts, factor)
         return within_capacity(
-            experts, gates, capacity, batch_priority=self.sparsity.batch_priority
+            experts, gates, capacity, batch_priority=self._sparsity.batch_priority
         )
 
     def _outputs(self, tokens: Tokens, routing: Routing, *, relaxed: bool) -> Tokens:
@@ -148,13 +176,33 @@ class SparseMlp(nn.Module):
 
     def _by_group(self, values: Tensor) -> list[Tensor]:
         """(batch, token, any) as (group, token, any), the rest of the batch as a smaller group."""
-        size = self.sparsity.group_size
+        size = self._sparsity.group_size
         whole = len(values) // size * size
         parts = (
             values[:whole].reshape(-1, size * values.shape[1], values.shape[2]),
             values[whole:].reshape(1, -1, values.shape[2]),
         )
         return [part for part in parts if part.numel()]
+
+
+def share_places(model: nn.Module, *, group_size: int, capacity_factor: float) -> None:
+    """Let groups of images share the experts' places while a model trains.
+
+    Its sparse layers are changed in place; what they do in evaluation stays as it is.
+
+    Args:
+        model: With sparse layers, or without any.
+        group_size: Consecutive images of a group.
+        capacity_factor: Places as a multiple of what balanced tokens need; 0 drops nothing.
+
+    Raises:
+        ModelError: No such group, or a negative factor.
+    """
+    for layer in model.modules():
+        if isinstance(layer, SparseMlp):
+            layer.training_sparsity = replace(
+                layer.sparsity, group_size=group_size, capacity_factor=capacity_factor
+            )
 
 
 def _detached(routing: Routing) -> Routing:
