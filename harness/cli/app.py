@@ -13,6 +13,7 @@ from harness.cli import (
     bench,
     break_,
     compare,
+    convert,
     doctor,
     fetch,
     ls,
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("train")(train.train)
 app.command("transfer")(transfer.transfer)
+app.command("convert")(convert.convert)
 app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)
 app.command("ls")(ls.ls)
