@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.api import ModelCard, hookimpl
+from harness.api import Card, ModelCard, hookimpl
 
 if TYPE_CHECKING:
     from harness.api import Register
@@ -27,6 +27,19 @@ TRANSFORMERS = (
     ("vit/ti4", 4, 192, 12, 3, False, (32,), SMALL),
     ("vit/ti8", 8, 192, 12, 3, False, (64,), SMALL),
 )
+
+
+@hookimpl
+def register_converters(register: Register) -> None:
+    """Bring the reader of vit_jax's published files."""
+    register(
+        "vit-released",
+        "harness_vit.convert:convert",
+        card=Card(
+            "An npz file of a dense vision transformer of vit_jax, or of one of vmoe.",
+            source="https://github.com/google-research/vision_transformer",
+        ),
+    )
 
 
 @hookimpl

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.api import CheckpointError
+from harness_vit.npz import read_npz
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import Any
 
     import numpy as np
@@ -50,6 +52,15 @@ WORDS = {
     "bias": "bias",
 }
 """Our word for each part of a parameter's path."""
+
+
+def convert(path: Path) -> dict[str, Tensor]:
+    """The state dict of a `DenseViT` from an npz file, such as those that vit_jax publishes.
+
+    Raises:
+        CheckpointError: No npz file, or one of another model.
+    """
+    return from_flax(read_npz(path))
 
 
 def from_flax(params: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import ModelContext, ModelError
+from harness_vit import transfer
 
 if TYPE_CHECKING:
-    from harness.tensors import Images, Logits
+    from collections.abc import Mapping
+
+    from harness.tensors import Fitted, Images, Logits
 
 NORM_EPSILON = 1e-6
 HEAD_SPREAD = 0.01
@@ -50,16 +53,17 @@ class PatchEmbedding(nn.Module):
 
     Attributes:
         input_size: (height, width) of the images that it cuts.
+        grid: Rows and columns of its patches.
     """
 
     def __init__(
         self, channels: int, input_size: tuple[int, int], patch_size: int, width: int
     ) -> None:
         super().__init__()
-        count = (input_size[0] // patch_size) * (input_size[1] // patch_size)
         self.input_size = input_size
+        self.grid = (input_size[0] // patch_size, input_size[1] // patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.empty(1, 1 + count, width))
+        self.positions = nn.Parameter(torch.empty(1, 1 + self.grid[0] * self.grid[1], width))
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         nn.init.normal_(self.positions, std=0.02)
         start_lecun_normal(self.patches)
@@ -192,6 +196,10 @@ class DenseViT(nn.Module):
         """Resize where needed, cut into patches, classify."""
         logits: Tensor = self.head(self.blocks(self.embedding(images)))
         return logits
+
+    def fitted(self, state: Mapping[str, Tensor]) -> Fitted:
+        """Weights of another size or for other classes; see `Fitting`."""
+        return transfer.fitted(state, self.state_dict(), self.embedding.grid)
 
 
 def dense_vit(  # noqa: PLR0913 - the columns of the papers' tables

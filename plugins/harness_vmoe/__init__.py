@@ -118,6 +118,21 @@ INFERRED = (
 
 
 @hookimpl
+def register_converters(register: Register) -> None:
+    """Bring the reader of the official parameters."""
+    register(
+        "vmoe-released",
+        "harness_vmoe.convert:convert",
+        card=Card(
+            "An npz file of a V-MoE's parameters by their official paths.",
+            source="https://github.com/google-research/vmoe",
+            note="the published checkpoints are msgpack shards: restore them with the official "
+            "code first, and save the parameters alone",
+        ),
+    )
+
+
+@hookimpl
 def register_recipes(register: Register) -> None:
     """Bring the papers' three trainings, each at a small scale and at theirs."""
     for name, function, summary, small, paper in RECIPES:

@@ -9,9 +9,11 @@ import torch
 from harness.api import CheckpointError
 from harness_vit.convert import BLOCK
 from harness_vit.convert import from_flax as dense_from_flax
+from harness_vit.npz import read_npz
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import Any
 
     import numpy as np
@@ -26,6 +28,15 @@ NAMES = {
     "Mlp/Dense_1/bias": "experts.out.bias",
 }
 """Our name for each parameter of a sparse layer."""
+
+
+def convert(path: Path) -> dict[str, Tensor]:
+    """The state dict of a `VMoE` from an npz file of the official parameters by their paths.
+
+    Raises:
+        CheckpointError: No npz file, or one of another model.
+    """
+    return from_flax(read_npz(path))
 
 
 def from_flax(params: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from harness.api import ModelContext, ModelError, Routing
-from harness.tensors import Images, Logits, Routed
+from harness.tensors import Fitted, Images, Logits, Routed
+from harness_vit import transfer
 from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding, input_size_of
 from harness_vmoe.moe import SparseMlp, Sparsity, Steering
 
@@ -78,6 +81,10 @@ class VMoE(nn.Module):
             found.append(mixed.routing)
             losses.append(mixed.auxiliary_loss)
         return Routed(self.head(tokens), tuple(found), torch.stack(losses).sum(dim=0))
+
+    def fitted(self, state: Mapping[str, Tensor]) -> Fitted:
+        """Weights of another size or for other classes; see `Fitting`."""
+        return transfer.fitted(state, self.state_dict(), self.embedding.grid)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of the routers, of the experts, and others."""
