@@ -44,6 +44,12 @@ VARIANTS = (
     ("vmoe/b32-e16", "b32", 16, ROBUST),
     ("vmoe/b32-e32", "b32", 32, ROBUST),
 )
+SOFT = "Puigcerver et al., 2024, https://arxiv.org/abs/2308.00951"
+SOFT_SIZES = {
+    # patch size, width, depth, heads, blocks with experts, experts, slots of each, heights
+    "soft_moe/ti-e8": (4, 192, 12, 3, (6, 7, 8, 9, 10, 11), 8, 8, (32,)),
+    "soft_moe/digits": (2, 48, 3, 4, (1,), 4, 4, (8,)),
+}
 PUBLISHED = {"group_size": 4, "capacity_factor": 1.5}
 """Of the released configuration of the attack: four images share the experts' places."""
 
@@ -160,6 +166,36 @@ def register_models(register: Register) -> None:
         ("digits", "digits", 4, SMALL),
     ):
         _register(register, f"vmoe/{name}-capacity", size, num_experts, source, PUBLISHED)
+    for name in SOFT_SIZES:
+        _register_soft(register, name)
+
+
+def _register_soft(register: Register, name: str) -> None:
+    patch_size, width, depth, heads, moe_blocks, num_experts, slots, sizes = SOFT_SIZES[name]
+    register(
+        name,
+        "harness_vmoe.soft:soft_moe",
+        card=ModelCard(
+            summary=f"A vision transformer of {depth} blocks, {width} wide, on patches of "
+            f"{patch_size} pixels, {len(moe_blocks)} of them with {num_experts} experts, "
+            f"whose {slots} slots each are mixtures of all tokens; routes are told of slots.",
+            source=SOFT,
+            sizes=sizes,
+            num_experts=num_experts,
+            num_selected=num_experts,
+            router_gradient="soft",
+        ),
+        defaults={
+            "patch_size": patch_size,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "image_size": 0,
+            "moe_blocks": moe_blocks,
+            "num_experts": num_experts,
+            "slots": slots,
+        },
+    )
 
 
 def _register(
