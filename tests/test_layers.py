@@ -19,6 +19,7 @@ LIGHT = [
     "harness.export",
     "harness.leaderboard",
     "harness.merging",
+    "harness.theory",
     "harness.bench.peers",
     "harness.bench.tasks",
     "harness.cli.app",

@@ -24,6 +24,7 @@ from harness.cli import (
     records,
     run,
     show,
+    theory,
     train,
     transfer,
     validate,
@@ -62,6 +63,7 @@ app.command("records")(records.records)
 app.command("merge")(merge.merge)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.command("theory")(theory.theory)
 
 
 def main() -> None:
