@@ -43,6 +43,7 @@ from harness.views import View
 __all__ = [
     "AttackCard",
     "AttackError",
+    "AttackFacts",
     "Box",
     "Card",
     "CheckpointError",
@@ -168,12 +169,26 @@ class ImageRows:
 
 
 @dataclass(frozen=True)
+class AttackFacts:
+    """What a metric may ask of an attack of a suite.
+
+    Attributes:
+        is_control: A yardstick that is no attack.
+        shows_last: It never stops early and returned its last iterate for every image.
+    """
+
+    is_control: bool
+    shows_last: bool
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that a metric may look at: the records of one model, and facts about it.
 
     Attributes:
         records: One for each sample, attack and epsilon, of the model as it is.
         diagnoses: The same for attacks that were judged in a part of a routed model.
+        attacks: What is known of each attack by its label; of one that is another model's, nothing.
         epsilons: The grid as the suite writes it, upwards, with its values in [0, 1] units.
         headline: The epsilon by which the board is sorted.
         protocol: How epsilons share work; under "nested" what fools an image at one epsilon
@@ -188,6 +203,7 @@ class Evidence:
     facts: Mapping[str, Any]
     protocol: str = "independent"
     diagnoses: Sequence[Record] = ()
+    attacks: Mapping[str, AttackFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

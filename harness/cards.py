@@ -93,6 +93,8 @@ class AttackCard:
         needs_routes: True where it has no meaning for a dense model.
         members: Name of the parameter that lists other attacks, each as `name` or
             `name:objective`; the attack is given them ready to be called. Empty for none.
+        returns_last: True where, with `stop="never"`, it returns its last iterate for every image,
+            whether that fools the model or not, so that what it moved can be measured.
     """
 
     summary: str = ""
@@ -104,6 +106,7 @@ class AttackCard:
     passes: Callable[[Parameters], int] | None = None
     needs_routes: bool = False
     members: str = ""
+    returns_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class MetricCard:
         source: Where the definition comes from.
         from_bits: True where it follows from which images are right, clean and under each attack,
             so that an entry proves it.
+        is_curve: True where it has many values, by epsilon, layer or attack: no column, but a
+            figure (`harness report`); listed among a suite's `curves`.
     """
 
     summary: str = ""
@@ -147,6 +152,7 @@ class MetricCard:
     by_epsilon: bool = False
     source: str = ""
     from_bits: bool = False
+    is_curve: bool = False
 
 
 @dataclass(frozen=True)

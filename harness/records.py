@@ -100,6 +100,9 @@ class Value:
         n: Images behind it; None for facts about the model.
         epsilon: Radius that it belongs to, as the suite writes it; None for one number a model.
         reason: Why it does not apply.
+        group: Part of the model that it is about, such as "layer 0"; empty for the whole.
+        series: What it was measured under, such as an attack's label or "chance"; both of curves
+            alone.
     """
 
     value: float | None
@@ -108,6 +111,8 @@ class Value:
     n: int | None = None
     epsilon: str | None = None
     reason: str = ""
+    group: str = ""
+    series: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """`{"value", "low", "high", "n"}`, and the reason where there is no value."""

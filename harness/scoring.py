@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import plan
-from harness.api import Evidence
+from harness.api import AttackFacts, Evidence
 from harness.errors import StoreError
 from harness.flags import NOTHING_CHECKED, Checks, record_flags
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.records import Record, Value
     from harness.registry import Registry
     from harness.store import CellFolder, Shard
-    from harness.suite import Suite
+    from harness.suite import AttackSpec, Suite
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def collect(folder: CellFolder, shards: Sequence[Shard], flags: Sequence[str] = 
 
 
 def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
-    """One row: names, every metric of the suite by name, flags."""
+    """One row: names, every metric and every curve of the suite by name, flags."""
     whole = tuple(record for record in cell.records if record.view == "full")
     evidence = Evidence(
         records=whole,
@@ -74,6 +74,7 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
         headline=suite.headline,
         protocol=suite.protocol,
         facts=cell.manifest["facts"],
+        attacks={attack.label: _attack_facts(attack, registry) for attack in suite.attacks},
     )
     row: dict[str, Any] = {
         "model": cell.manifest["row"],
@@ -96,17 +97,28 @@ def score(suite: Suite, cell: Cell, registry: Registry) -> dict[str, Any]:
             if entry.card.by_epsilon
             else values[0].to_json()
         )
-    controls = [
-        attack.label
-        for attack in suite.attacks
-        if registry.find("attacks", attack.name).card.control
-    ]
+    for name in suite.curves:
+        found: Sequence[Value] = registry.find("metrics", name).load()(evidence)
+        row[name.replace("-", "_")] = [_point(value) for value in found]
+    controls = [label for label, attack in evidence.attacks.items() if attack.is_control]
     about_data = _data_flags(suite, cell.manifest, registry)
     exempt = [attack.label for attack in suite.attacks if plan.needs_routes(attack, registry)]
     raised = record_flags(cell.records, controls, cell.checks, exempt=exempt)
     modes = [mark for mark in row["precision"].split("+") if mark != "float32"]
     row["flags"] = [*cell.flags, *about_data, *modes, *raised]
     return row
+
+
+def _attack_facts(attack: AttackSpec, registry: Registry) -> AttackFacts:
+    card = registry.find("attacks", attack.name).card
+    never = attack.parameters.get("stop", "never") == "never"
+    return AttackFacts(is_control=card.control, shows_last=card.returns_last and never)
+
+
+def _point(value: Value) -> dict[str, Any]:
+    """One point of a curve."""
+    where = {"group": value.group, "series": value.series, "epsilon": value.epsilon}
+    return {**where, **value.to_json()}
 
 
 def copy_of(suite: Suite, manifest: Mapping[str, Any]) -> str:

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
+from scipy.stats import t as student
 
 from harness.records import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+RESAMPLES = 1000
 
 
 def share(successes: int, n: int, *, epsilon: str | None = None) -> Value:
@@ -56,3 +60,41 @@ def mean(values: Sequence[float]) -> Value:
         high=float(interval.high),
         n=len(sample),
     )
+
+
+def normal_mean(values: Sequence[float]) -> Value:
+    """A mean over images with Student's interval: for the many points of curves.
+
+    >>> normal_mean([0.0, 1.0, 0.0, 1.0]).value
+    0.5
+    """
+    if not values:
+        return Value(None, n=0, reason="no images")
+    sample = np.asarray(values, dtype=np.float64)
+    n, centre = len(sample), float(sample.mean())
+    if n == 1:
+        return Value(centre, n=1)
+    reach = float(student.ppf((1 + CONFIDENCE) / 2, n - 1) * sample.std(ddof=1) / np.sqrt(n))
+    return Value(centre, low=centre - reach, high=centre + reach, n=n)
+
+
+def resampled(
+    counts: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> Value:
+    """A number of the sums over images, with its percentile bootstrap interval.
+
+    Args:
+        counts: (image, anything), added up over images.
+        statistic: From sums (..., anything) to one number each (...).
+    """
+    n = len(counts)
+    if n == 0:
+        return Value(None, n=0, reason="no images")
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    low, high = np.quantile(
+        statistic(weights @ counts), ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    )
+    centre = float(statistic(counts.sum(axis=0)))
+    return Value(centre, low=float(low), high=float(high), n=n)

@@ -112,7 +112,7 @@ class Suite:
         protocol: How epsilons share work.
         shard_size: Images of one unit of work.
         attacks: In their order.
-        metrics, probes: Registered names.
+        metrics, probes, curves: Registered names; curves are metrics with many values.
         models: Default rows.
         recipe: What trains a model that the suite does not list.
         recipes: Parameters that differ from a recipe's defaults, by recipe.
@@ -136,6 +136,7 @@ class Suite:
     recipe: str = "standard"
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     copy: str = ""
+    curves: tuple[str, ...] = ()
 
     def board(self, copy: str) -> str:
         """The name under which numbers of a copy of the data stand."""
@@ -275,7 +276,8 @@ def _suite(table: Table, registry: Registry) -> Suite:
         protocol=table.choice("protocol", PROTOCOLS, "nested"),
         shard_size=table.take("shard_size", int, 128),
         attacks=tuple(_attack(item, registry) for item in table.tables("attacks")),
-        metrics=_known("metrics", table.strings("metrics", _METRICS), table, registry),
+        metrics=_columns(table, registry),
+        curves=_curves(table, registry),
         probes=_known("probes", table.strings("probes", ()), table, registry),
         models=tuple(_model(item, registry) for item in table.tables("models")),
         recipe=_known("recipes", [table.take("recipe", str, "standard")], table, registry)[0],
@@ -296,6 +298,27 @@ _METRICS = (
     "active-parameters",
     "gflops",
 )
+
+
+def _columns(table: Table, registry: Registry) -> tuple[str, ...]:
+    names = _known("metrics", table.strings("metrics", _METRICS), table, registry)
+    for name in names:
+        if registry.find("metrics", name).card.is_curve:
+            raise SuiteError(
+                f"{table.where}: metric {name!r} has many values and is no column; list it under "
+                "'curves'"
+            )
+    return names
+
+
+def _curves(table: Table, registry: Registry) -> tuple[str, ...]:
+    names = _known("metrics", table.strings("curves", ()), table, registry)
+    for name in names:
+        if not registry.find("metrics", name).card.is_curve:
+            raise SuiteError(
+                f"{table.where}: metric {name!r} is a column and no curve; list it under 'metrics'"
+            )
+    return names
 
 
 def _check(suite: Suite, where: str) -> None:

@@ -56,6 +56,7 @@ def register_attacks(register: Register) -> None:
             "One full step along the gradient at the clean image.",
             source="Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572",
             fidelity="exact",
+            returns_last=True,
             passes=lambda _: 1,
         ),
     )
@@ -248,6 +249,7 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
                 note="2/255 at epsilon 8/255, the step that the evaluations of RT-ER and AdvMoE "
                 "share; they judge the last iterate, here the first that fools counts",
                 passes=_passes,
+                returns_last=True,
             ),
         )
         for steps in (10, 20, 50)
@@ -262,6 +264,7 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
                 fidelity="exact",
                 note="an image that is fooled leaves the race, which changes no verdict",
                 passes=_passes,
+                returns_last=True,
             ),
         ),
         *plain,
@@ -275,6 +278,7 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
                 note="clipped to valid pixels, which the released code is not; any fooling "
                 "iterate counts, not only the last",
                 passes=_passes,
+                returns_last=True,
             ),
         ),
     ]

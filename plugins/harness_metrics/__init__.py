@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.api import Card, MetricCard, hookimpl
+from harness_metrics.curve_list import VMOE_CHANGES, curve_cards
 
 if TYPE_CHECKING:
     from harness.api import Register
-
-VMOE_CHANGES = "google-research/vmoe, routing_changes (arXiv 2210.10253, section 4.3)"
 
 
 @hookimpl
@@ -76,7 +75,7 @@ def register_metrics(register: Register) -> None:
             unit="share",
             title="routing change",
             by_epsilon=True,
-            source="google-research/vmoe, routing_changes",
+            source=VMOE_CHANGES,
         ),
     )
     register(
@@ -142,6 +141,8 @@ def register_metrics(register: Register) -> None:
             title="GFLOPs",
         ),
     )
+    for name, target, card in curve_cards():
+        register(name, f"harness_metrics.{target}", card=card)
 
 
 @hookimpl

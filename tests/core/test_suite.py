@@ -472,3 +472,27 @@ def test_science_holds_what_records_depend_on(tmp_path, registry, old, new):
     after = reading(tmp_path, changed(old, new), registry).science()
 
     assert after != before
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "remedy"),
+    [
+        ("metrics", "routing-flips", "list it under 'curves'"),
+        ("curves", "auc", "list it under 'metrics'"),
+    ],
+)
+def test_columns_and_curves_are_told_apart(tmp_path, registry, key, name, remedy):
+    text = SUITE.replace('metrics = ["clean-accuracy", "auc"]', f'{key} = ["{name}"]')
+
+    with pytest.raises(SuiteError, match=remedy):
+        reading(tmp_path, text, registry)
+
+
+def test_curves_change_no_measured_number(tmp_path, registry):
+    plain = reading(tmp_path, SUITE, registry)
+    curved = reading(
+        tmp_path, SUITE.replace("probes", 'curves = ["routing-flips"]\nprobes'), registry
+    )
+
+    assert curved.curves == ("routing-flips",)
+    assert curved.science() == plain.science()

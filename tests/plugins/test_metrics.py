@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.api import Evidence, Record, Routing
+from harness.api import AttackFacts, Evidence, Record, Routing
 from harness.testing import LinearModel, ToyMoE, observed
 from harness.threat import ThreatModel
 from harness_metrics.accuracy import (
@@ -182,10 +182,15 @@ def changed(sample, epsilon, change):
     return replace(record(sample, "a", epsilon), measures={"routing_change": change})
 
 
+def attacked(records, *, shows_last=True):
+    facts = {"a": AttackFacts(is_control=False, shows_last=shows_last)}
+    return replace(evidence(records), attacks=facts)
+
+
 def test_routing_change_is_the_mean_over_images():
     records = [changed(0, "0.1", 0.0), changed(1, "0.1", 0.5), record(0, "a", "0.3")]
 
-    first, second = routing_change(evidence(records))
+    first, second = routing_change(attacked(records))
 
     assert (first.value, first.n, first.epsilon) == (0.25, 2, "0.1")
     assert second.value is None
@@ -193,7 +198,14 @@ def test_routing_change_is_the_mean_over_images():
 
 
 def test_routing_change_asks_for_every_image_at_every_epsilon():
-    nested = replace(evidence([changed(0, "0.1", 0.5)]), protocol="nested")
+    nested = replace(attacked([changed(0, "0.1", 0.5)]), protocol="nested")
 
     assert {value.value for value in routing_change(nested)} == {None}
     assert "protocol 'independent'" in routing_change(nested)[0].reason
+
+
+def test_routing_change_asks_for_last_iterates():
+    [value, _] = routing_change(attacked([changed(0, "0.1", 0.5)], shows_last=False))
+
+    assert value.value is None
+    assert "last iterates" in value.reason
