@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.api import ModelCard, hookimpl
-from harness_moe_cnn.recipe_list import register_objectives, register_recipes
+from harness_moe_cnn.recipe_list import (
+    register_converters,
+    register_objectives,
+    register_recipes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from harness.api import Register
 
-__all__ = ["register_models", "register_objectives", "register_recipes"]
+__all__ = ["register_converters", "register_models", "register_objectives", "register_recipes"]
 
 ADVMOE = "AdvMoE, Zhang et al., 2023, https://arxiv.org/abs/2308.10110"
 RELEASED = "with one router for all layers, as its released code"

@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.api import CheckpointError
+from harness.api import CheckpointError, ModelContext
+from harness_moe_cnn.densenet import densenet40
+from harness_moe_cnn.network import with_routers
+from harness_moe_cnn.resnet import resnet18
+from harness_moe_cnn.vgg import vgg16
+from harness_moe_cnn.wide_resnet import MoEWideResNet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +24,12 @@ if TYPE_CHECKING:
 
 OWN = re.compile(r"^(?:.+\.)?router\.")
 """Before a router's own name: it stands at the root, and once more in every MoE convolution."""
+
+PARALLEL = "module."
+"""Before every name that was saved from a parallel model."""
+
+SHOWN = 3
+"""Names that a message lists."""
 
 DENSE_STAGE = 7
 """Six layers and a transition of each stage of DenseNet-40."""
@@ -35,11 +46,31 @@ WORDS = (
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a `MoENetwork` with a global router.
+    """The state dict of a `MoENetwork` with a global router, whole.
 
     Args:
-        state: Of ResNet, WRN, VGG or DenseNet for small images, with the router at the root, in
-            each layer, in both, or nowhere.
+        state: Of ResNet-18, WRN, VGG-16 or DenseNet-40 for small images, with the router at the
+            root, in each layer, or in both; names may begin with `module.`.
+
+    Raises:
+        CheckpointError: Names that are missing or of no such network, or copies of the router
+            that differ.
+    """
+    bare = {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+    ours, wanted = renamed(bare), _skeleton(bare)
+    missing = sorted(wanted - set(ours) - _spared(wanted, ours))
+    extra = sorted(name for name in bare if _ours(name) not in wanted)
+    if missing or extra:
+        raise CheckpointError(
+            "not the whole state of a network of AdvMoE's code: "
+            f"{_some('missing, under our names,', missing)}{_some('foreign', extra)}"
+            "save model.state_dict() with the router attached"
+        )
+    return ours
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Any part of such a state under our names; copies of the router are taken as one.
 
     Raises:
         CheckpointError: Copies of the router that differ.
@@ -54,6 +85,51 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         ours[key] = tensor
     return ours
+
+
+def _skeleton(state: Mapping[str, Tensor]) -> set[str]:
+    """The names of the network that some released names belong to, whatever its widths."""
+    context = ModelContext(2, (3, 32, 32), lambda name: name)
+    thin: dict[str, Any] = {"num_experts": 1, "router": "global"}
+    with torch.device("meta"):
+        if "layer1.0.conv1.weight" in state:
+            network = resnet18(context, ratio=1 / 64, **thin)
+        elif "features.denseblock1.denselayer1.conv1.weight" in state:
+            network = densenet40(context, ratio=1 / 12, **thin)
+        elif "features.0.weight" in state:
+            network = vgg16(context, ratio=1 / 64, **thin)
+        elif "block1.layer.0.conv1.weight" in state:
+            backbone = MoEWideResNet(
+                context, stem=1, widths=(2, 2, 2), blocks=_blocks(state), num_experts=1
+            )
+            network = with_routers(backbone, context, router="global")
+        else:
+            raise CheckpointError(
+                "no names of AdvMoE's ResNet-18, WRN, VGG-16 or DenseNet-40 for small images; "
+                "their first MoE convolution is called layer1.0.conv1.weight, "
+                "block1.layer.0.conv1.weight, features.0.weight or "
+                "features.denseblock1.denselayer1.conv1.weight"
+            )
+    return set(network.state_dict())
+
+
+def _blocks(state: Mapping[str, Tensor]) -> int:
+    """Blocks of each stage of a WRN."""
+    return len({name.split(".")[2] for name in state if name.startswith("block1.layer.")})
+
+
+def _spared(wanted: set[str], ours: Mapping[str, Tensor]) -> set[str]:
+    """The shortcut that ResNet-18 has only where its stem is wider than its first stage."""
+    optional = {name for name in wanted if name.startswith("backbone.stages.0.0.shortcut.bn")}
+    optional |= {"backbone.stages.0.0.shortcut.conv.weight"} if optional else set()
+    return set() if optional & set(ours) else optional
+
+
+def _some(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what} {', '.join(names[:SHOWN])}{more}; "
 
 
 def _ours(name: str) -> str:

@@ -112,3 +112,19 @@ def register_objectives(register: Register) -> None:
             needs_routes=True,
         ),
     )
+
+
+@hookimpl
+def register_converters(register: Register) -> None:
+    """Bring the converter of the released code's checkpoints."""
+    register(
+        "advmoe-released",
+        "harness_moe_cnn.convert:from_released",
+        card=Card(
+            "State dicts of AdvMoE's ResNet-18, WRN, VGG-16 and DenseNet-40 for small images, for "
+            "`moe-cnn/...` with one router.",
+            source=CODE,
+            note="its WRN has BatchNorms that are never used: load it into a network that is not "
+            "repaired",
+        ),
+    )

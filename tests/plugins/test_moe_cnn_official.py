@@ -18,7 +18,7 @@ from harness.numerics import frozen
 from harness.recipes import trades_loss
 from harness.tensors import Noise, Outcome
 from harness.training import Batch, TrainingContext
-from harness_moe_cnn.convert import from_released
+from harness_moe_cnn.convert import from_released, renamed
 from harness_moe_cnn.densenet import densenet40
 from harness_moe_cnn.losses import joint_divergence, router_loss
 from harness_moe_cnn.network import moe_layers, with_routers
@@ -91,7 +91,7 @@ def recipe(name, shape):
 
 
 def ours(name):
-    [own] = from_released({name: torch.zeros(())})
+    [own] = renamed({name: torch.zeros(())})
     return own
 
 
@@ -356,7 +356,7 @@ def test_copies_of_the_router_in_every_layer_are_taken_as_one():
     state = {f"router.{key}": torch.ones(2) for key in ("fc.weight", "fc.bias")}
     copies = {f"layer1.0.conv1.{key}": value.clone() for key, value in state.items()}
 
-    found = from_released({**state, **copies})
+    found = renamed({**state, **copies})
 
     assert set(found) == {"routers.0.head.weight", "routers.0.head.bias"}
 
@@ -365,7 +365,55 @@ def test_copies_of_the_router_that_differ_are_refused():
     state = {"router.fc.bias": torch.ones(2), "layer1.0.conv1.router.fc.bias": torch.zeros(2)}
 
     with pytest.raises(CheckpointError, match="one model with one router"):
-        from_released(state)
+        renamed(state)
+
+
+def as_released(name):
+    """The whole state of a network under the released names."""
+    shapes = {key: tuple(value.shape) for key, value in NETWORKS[name]().state_dict().items()}
+    router = [f"router.{key}" for key in golden("router_E2_state")]
+    names = [*map(str, golden(name)["state_names"]), *router]
+    return {key: torch.zeros(shapes[ours(key)]) for key in names}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_whole_state_is_read_as_it_is_saved(name):
+    plain = as_released(name)
+    layer = next(key for key in plain if "conv1.weight" in key).removesuffix(".weight")
+    copies = {f"{layer}.{key}": plain[key] for key in plain if key.startswith("router.")}
+    parallel = {f"module.{key}": value for key, value in {**plain, **copies}.items()}
+
+    found = from_released(parallel)
+
+    assert set(found) == set(NETWORKS[name]().state_dict()) == set(from_released(plain))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_name_that_is_missing_or_foreign_is_told(name):
+    state = as_released(name)
+    without = {key: value for key, value in state.items() if not key.startswith("router.fc")}
+
+    with pytest.raises(CheckpointError, match=r"missing.*routers\.0\.head\.bias, routers"):
+        from_released(without)
+    with pytest.raises(CheckpointError, match=r"foreign scores, spare\.weight; save"):
+        from_released({**state, "spare.weight": torch.zeros(1), "scores": torch.zeros(1)})
+
+
+def test_a_shortcut_of_the_first_block_is_whole_or_not_there():
+    # at ratio 1 the first stage is as wide as the stem, and there is none
+    name = "fwd_resnet18_r1_16_E2"
+    state = as_released(name)
+    none = {key: value for key, value in state.items() if "layer1.0.shortcut" not in key}
+    half = {key: value for key, value in state.items() if "layer1.0.shortcut.0" not in key}
+
+    assert len(from_released(none)) < len(from_released(state))
+    with pytest.raises(CheckpointError, match=r"stages\.0\.0\.shortcut\.conv\.weight"):
+        from_released(half)
+
+
+def test_a_state_of_another_kind_of_network_says_what_is_looked_for():
+    with pytest.raises(CheckpointError, match=r"called layer1\.0\.conv1\.weight"):
+        from_released({"fc.weight": torch.zeros(2, 2)})
 
 
 def kl(logits, target):
