@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from harness.api import CheckpointError, ModelContext
 from harness_moe_cnn.densenet import densenet40
@@ -19,8 +20,7 @@ from harness_moe_cnn.wide_resnet import MoEWideResNet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
+    from pathlib import Path
 
 OWN = re.compile(r"^(?:.+\.)?router\.")
 """Before a router's own name: it stands at the root, and once more in every MoE convolution."""
@@ -43,6 +43,29 @@ WORDS = (
     (re.compile(r"\.shortcut\.1\."), ".shortcut.bn."),
     (re.compile(r"\.norm(?=\d?\.)"), ".bn"),
 )
+
+
+def convert(path: Path) -> dict[str, Tensor]:
+    """The same from a file that torch saved: a state dict, or a table that holds it.
+
+    Raises:
+        CheckpointError: No such file, one that holds more than tensors and plain values, or not
+            the whole state of such a network.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here
+        raise CheckpointError(
+            f"{path}: no checkpoint of tensors and plain values; it was not executed: {error}. "
+            "Where you trust it, load it yourself and save its state_dict alone"
+        ) from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(part, Tensor) for part in state.values()):
+        raise CheckpointError(
+            f"{path}: holds no state dict, a table of tensors by name, at its root or as "
+            "'state_dict'; save model.state_dict()"
+        )
+    return from_released(state)
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

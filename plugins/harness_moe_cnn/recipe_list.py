@@ -119,7 +119,7 @@ def register_converters(register: Register) -> None:
     """Bring the converter of the released code's checkpoints."""
     register(
         "advmoe-released",
-        "harness_moe_cnn.convert:from_released",
+        "harness_moe_cnn.convert:convert",
         card=Card(
             "State dicts of AdvMoE's ResNet-18, WRN, VGG-16 and DenseNet-40 for small images, for "
             "`moe-cnn/...` with one router.",

@@ -18,7 +18,7 @@ from harness.numerics import frozen
 from harness.recipes import trades_loss
 from harness.tensors import Noise, Outcome
 from harness.training import Batch, TrainingContext
-from harness_moe_cnn.convert import from_released, renamed
+from harness_moe_cnn.convert import convert, from_released, renamed
 from harness_moe_cnn.densenet import densenet40
 from harness_moe_cnn.losses import joint_divergence, router_loss
 from harness_moe_cnn.network import moe_layers, with_routers
@@ -397,6 +397,36 @@ def test_a_name_that_is_missing_or_foreign_is_told(name):
         from_released(without)
     with pytest.raises(CheckpointError, match=r"foreign scores, spare\.weight; save"):
         from_released({**state, "spare.weight": torch.zeros(1), "scores": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"epoch": 3, "state_dict": state}])
+def test_the_registered_converter_reads_what_torch_saved(tmp_path, registry, wrap):
+    state = as_released("fwd_resnet18_r1_16_E2")
+    torch.save(wrap(state), tmp_path / "model.pt")
+
+    found = registry.find("converters", "advmoe-released").load()(tmp_path / "model.pt")
+
+    assert set(found) == set(from_released(state))
+
+
+class Code:
+    """Something that a pickle must not bring."""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"state_dict": Code()}, "it was not executed"),
+        ({"state_dict": [torch.ones(1)]}, "save model.state_dict"),
+        ([torch.ones(1)], "save model.state_dict"),
+    ],
+    ids=["code", "list inside", "list"],
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content, told):
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(CheckpointError, match=told):
+        convert(tmp_path / "model.pt")
 
 
 def test_a_shortcut_of_the_first_block_is_whole_or_not_there():
