@@ -121,6 +121,29 @@ def register_metrics(register: Register) -> None:
             from_bits=True,
         ),
     )
+    for name, title, told in (
+        ("best-expert-accuracy", "best expert", "the best single expert has"),
+        ("oracle-accuracy", "oracle", "some expert, the best for each image, has"),
+        ("every-expert-accuracy", "every expert", "all experts, each alone, have"),
+    ):
+        register(
+            name,
+            f"harness_metrics.experts:{name.replace('-', '_')}",
+            card=MetricCard(
+                f"Share of all images that {told} right under every attack made for the model.",
+                title=title,
+                by_epsilon=True,
+            ),
+        )
+    register(
+        "fooled-load",
+        "harness_metrics.experts:fooled_load",
+        card=MetricCard(
+            "Share of the attacks that succeeded whose image the fullest expert among them took.",
+            title="fooled load",
+            by_epsilon=True,
+        ),
+    )
     register(
         "parameters",
         "harness_metrics.cost:parameters",
@@ -197,4 +220,13 @@ def register_probes(register: Register) -> None:
         "input-gradient",
         "harness_metrics.probes:input_gradient",
         card=Card("Size of the gradient of cross-entropy at the image, in the dual norm."),
+    )
+    register(
+        "expert-accuracy",
+        "harness_metrics.expert_probes:expert_accuracy",
+        card=Card(
+            "Whether each expert alone, any and all of them have the clean and the attacked image "
+            "right, where whole images are routed; the expert that took it.",
+            note="the attack was made for the model as it is, not for the expert",
+        ),
     )
