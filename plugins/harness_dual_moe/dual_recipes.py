@@ -16,7 +16,7 @@ from harness.api import TrainingError
 from harness.training import Batch, Phase, Training, TrainingContext
 from harness_dual_moe.dual import RoutedDual
 from harness_dual_moe.mixture import Mixture
-from harness_dual_moe.recipes import check_mixture, unwrapped, watched
+from harness_dual_moe.recipes import mixture_of, unwrapped, watched
 from harness_dual_moe.robustify import Robustified, Robustifier
 from harness_dual_moe.settings import Settings
 
@@ -47,7 +47,9 @@ def jtdmoe(
         return functional.cross_entropy(logits, batch.labels)
 
     settings = Settings(**parameters)
-    robustifier = Robustifier(context, settings, dual.robust, beta, robustified)
+    robustifier = Robustifier(
+        context, settings, mixture_of(dual.robust, "jtdmoe"), beta, robustified
+    )
     return _training(context, settings, dual, robustifier, loss)
 
 
@@ -73,7 +75,9 @@ def dual_separate(
         return functional.cross_entropy(dual.standard(batch.images), batch.labels)
 
     settings = Settings(**parameters)
-    robustifier = Robustifier(context, settings, dual.robust, beta, robustified)
+    robustifier = Robustifier(
+        context, settings, mixture_of(dual.robust, "dual-separate"), beta, robustified
+    )
     return _training(context, settings, dual, robustifier, loss)
 
 
@@ -81,7 +85,7 @@ def _dual(context: TrainingContext, recipe: str) -> RoutedDual:
     """The model without its wrapper.
 
     Raises:
-        TrainingError: It is another model, or its robust half is no mixture.
+        TrainingError: It is another model.
     """
     model = unwrapped(context.model)
     if not isinstance(model, RoutedDual):
@@ -89,7 +93,6 @@ def _dual(context: TrainingContext, recipe: str) -> RoutedDual:
             f"recipe {recipe!r} trains dual models, not a {type(model).__name__}; "
             "take a model such as 'dual/digits', see 'harness ls models'"
         )
-    check_mixture(model.robust, recipe)
     return model
 
 

@@ -75,7 +75,7 @@ class Mixture(nn.Module):
         detach_router: bool = False,
     ) -> Routed:
         """The logits and the routing of the one layer, of one token; see `RoutedClassifier`."""
-        normalised = (images - self.mean) / self.std
+        normalised = self._normalised(images)
         routing = self._routing(normalised) if routes is None else routes[0]
         gates = routing.gates[:, 0].detach() if detach_router else routing.gates[:, 0]
         chosen = routing.experts[:, 0]
@@ -91,6 +91,10 @@ class Mixture(nn.Module):
         logits = (weights[:, :, None] * outputs).sum(dim=1)
         return Routed(logits, (routing,), logits.new_zeros(len(logits)))
 
+    def routing(self, images: Images) -> Routing:
+        """Where the router sends the images, without asking an expert."""
+        return self._routing(self._normalised(images))
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of the router, of the experts, and others."""
         return {
@@ -104,6 +108,9 @@ class Mixture(nn.Module):
         groups = self.parameter_groups()
         router, experts = (_count(groups[name]) for name in ("router", "experts"))
         return router + experts * self.mixing.num_selected // len(self.experts)
+
+    def _normalised(self, images: Images) -> Tensor:
+        return (images - self.mean) / self.std
 
     def _routing(self, normalised: Tensor) -> Routing:
         call = self.router if self.training else padded(self.router)

@@ -48,7 +48,10 @@ RT_ER: Mapping[str, Any] = {"beta": 6.0, "robustified": "second"}
 JTDMOE: Mapping[str, Any] = {"beta": 6.0, "robustified": "all"}
 """The released joint training robustifies every expert on every image."""
 
-MODES = "attacks are made in evaluation mode and losses computed in training mode"
+MODES = (
+    "attacks are made in evaluation mode and losses computed in training mode, from one pass, so "
+    "that batch norm has one set of statistics of all images that an expert is given"
+)
 REPAIRED = (
     f"{MODES}, where the released code leaves evaluation mode on after the first attack and gives "
     "batch norm one image at a time; attacks start anywhere in the ball, not always in its dark "

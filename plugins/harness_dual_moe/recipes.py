@@ -1,7 +1,8 @@
 """Recipes of mixtures: standard and adversarial training, RT-ER (Zhang et al., 2025, 2502.06832).
 
-Every loss is computed in training mode, so that batch norm takes the statistics of the images it
-is given and keeps their average; every attack is made in evaluation mode and moves no statistics.
+Every loss is computed in training mode, from one pass, so that batch norm takes the statistics of
+all images that it is given and keeps their average; every attack is made in evaluation mode and
+moves no statistics.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def moe_standard(context: TrainingContext, **parameters: Any) -> Training:
     Raises:
         TrainingError: The model is no mixture.
     """
-    check_mixture(unwrapped(context.model), "moe-standard")
+    mixture_of(unwrapped(context.model), "moe-standard")
 
     def loss(batch: Batch) -> Tensor:
         return functional.cross_entropy(context.model(batch.images), batch.labels)
@@ -51,7 +52,7 @@ def moe_adversarial(context: TrainingContext, **parameters: Any) -> Training:
     Raises:
         TrainingError: The model is no mixture.
     """
-    check_mixture(unwrapped(context.model), "moe-adversarial")
+    mixture_of(unwrapped(context.model), "moe-adversarial")
     settings = Settings(**parameters)
 
     def loss(batch: Batch) -> Tensor:
@@ -76,9 +77,9 @@ def rt_er(
     Raises:
         TrainingError: The model is no mixture, or has one expert.
     """
-    check_mixture(unwrapped(context.model), "rt-er")
+    mixture = mixture_of(unwrapped(context.model), "rt-er")
     settings = Settings(**parameters)
-    loss = Robustifier(context, settings, context.model, beta, robustified)
+    loss = Robustifier(context, settings, mixture, beta, robustified)
     return _training(context, settings, loss)
 
 
@@ -121,8 +122,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
-def check_mixture(model: nn.Module, recipe: str) -> None:
-    """Refuse what is no mixture of complete classifiers.
+def mixture_of(model: nn.Module, recipe: str) -> Mixture:
+    """The model, which is a mixture of complete classifiers.
 
     Raises:
         TrainingError: It is another model.
@@ -132,6 +133,7 @@ def check_mixture(model: nn.Module, recipe: str) -> None:
             f"recipe {recipe!r} trains mixtures of complete classifiers, not a "
             f"{type(model).__name__}; take a model such as 'moe/digits', see 'harness ls models'"
         )
+    return model
 
 
 def _training(

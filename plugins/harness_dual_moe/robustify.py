@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import Routing, TrainingError, did_you_mean
-from harness.tensors import Images, Labels, Logits, PerImage, RoutedClassifier
+from harness.tensors import Images, Labels, Logits, PerImage
 from harness.training import Batch, TrainingContext
+from harness_dual_moe.mixture import Mixture
 from harness_dual_moe.settings import Settings
 
 Robustified = Literal["second", "all"]
@@ -34,7 +36,7 @@ class Attacked(NamedTuple):
 class OneExpert(nn.Module):
     """One expert of a mixture as a classifier of its own, whatever the router says."""
 
-    def __init__(self, mixture: nn.Module, number: int) -> None:
+    def __init__(self, mixture: Mixture, number: int) -> None:
         super().__init__()
         self.mixture = mixture
         self.number = number
@@ -42,7 +44,8 @@ class OneExpert(nn.Module):
     def forward(self, images: Images) -> Logits:
         """Its logits."""
         numbers = torch.full((len(images),), self.number, device=images.device)
-        return logits_of(self.mixture, images, numbers)
+        routing = routing_to(self.mixture, numbers)
+        return self.mixture.routed(images, routes=(routing,)).logits
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Robustifier:
 
     context: TrainingContext
     settings: Settings
-    mixture: nn.Module
+    mixture: Mixture
     beta: float
     robustified: Robustified
 
@@ -71,7 +74,7 @@ class Robustifier:
                 f"robustified {self.robustified!r} is not known"
                 f"{did_you_mean(self.robustified, known)}; write one of {', '.join(known)}"
             )
-        if num_experts(self.mixture) == 1:
+        if len(self.mixture.experts) == 1:
             raise TrainingError(
                 "the mixture has one expert, and no additional one can become robust; "
                 "take recipe 'pgd-adversarial'"
@@ -95,7 +98,7 @@ class Robustifier:
             (routing,) = self.context.looked_at(batch, model=self.mixture).clean_routes
             return (second_ranked(routing),)
         return tuple(
-            torch.full_like(batch.labels, number) for number in range(num_experts(self.mixture))
+            torch.full_like(batch.labels, number) for number in range(len(self.mixture.experts))
         )
 
     def _alone(self, batch: Batch, experts: Labels) -> Images:
@@ -110,11 +113,12 @@ class Robustifier:
 
 
 def robust_loss(
-    mixture: nn.Module, images: Images, labels: Labels, attacked: Attacked, *, beta: float
+    mixture: Mixture, images: Images, labels: Labels, attacked: Attacked, *, beta: float
 ) -> Tensor:
     """Cross-entropy of the attacked mixture + beta * mean divergence of experts attacked alone.
 
-    Only the model's own mode says which statistics its batch norm takes.
+    All images that an expert is given, by the router or alone, go through it in one pass: batch
+    norm takes one set of statistics of them, whose average serves them all in evaluation.
 
     Args:
         mixture: With gradients, also of the clean side of the divergence, as released.
@@ -123,10 +127,16 @@ def robust_loss(
         attacked: Images; for each expert that is robustified one term of the sum.
         beta: 6 in the released scripts; the paper's ablation has 1, 3, 6 and 9.
     """
-    loss = functional.cross_entropy(mixture(attacked.whole), labels)
+    given, routes = [attacked.whole], [mixture.routing(attacked.whole)]
     for experts, moved in attacked.alone:
-        clean_logits = logits_of(mixture, images, experts)
-        loss = loss + beta * divergence(clean_logits, logits_of(mixture, moved, experts)).mean()
+        given += [images, moved]
+        routes += 2 * [routing_to(mixture, experts)]
+    logits = mixture.routed(torch.cat(given), routes=(_joined(routes),)).logits
+    whole, *alone = logits.split(len(images))
+
+    loss = functional.cross_entropy(whole, labels)
+    for clean, moved in zip(alone[::2], alone[1::2], strict=True):
+        loss = loss + beta * divergence(clean, moved).mean()
     return loss
 
 
@@ -136,19 +146,16 @@ def divergence(clean: Logits, moved: Logits) -> PerImage:
     return (before.exp() * (before - after)).sum(dim=1)
 
 
-def logits_of(mixture: nn.Module, images: Images, experts: Labels) -> Logits:
-    """The logits of one expert for each image, with the weight 1.
+def routing_to(mixture: Mixture, experts: Labels) -> Routing:
+    """Routes to one expert for each image, in all its places, so that its weight is 1.
 
     Args:
-        mixture: A `Mixture`.
-        images: In [0, 1].
+        mixture: Whose experts they are.
         experts: Number of the expert of each image.
     """
-    assert isinstance(mixture, RoutedClassifier)  # noqa: S101 - the recipes have checked it
-    gates = functional.one_hot(experts, num_experts(mixture)).to(images.dtype)[:, None]
-    chosen = experts[:, None, None]
-    routing = Routing(gates, gates, chosen, torch.ones_like(chosen).bool())
-    return mixture.routed(images, routes=(routing,)).logits
+    gates = functional.one_hot(experts, len(mixture.experts)).to(torch.float32)[:, None]
+    chosen = experts[:, None, None].expand(-1, 1, mixture.mixing.num_selected)
+    return Routing(gates, gates, chosen, torch.ones_like(chosen).bool())
 
 
 def second_ranked(routing: Routing) -> Labels:
@@ -157,8 +164,10 @@ def second_ranked(routing: Routing) -> Labels:
     return order[:, 1]
 
 
-def num_experts(mixture: nn.Module) -> int:
-    """Classifiers behind the router."""
-    experts = mixture.experts
-    assert isinstance(experts, nn.ModuleList)  # noqa: S101 - that of a `Mixture`
-    return len(experts)
+def _joined(parts: Sequence[Routing]) -> Routing:
+    return Routing(
+        torch.cat([part.gate_logits for part in parts]),
+        torch.cat([part.gates for part in parts]),
+        torch.cat([part.experts for part in parts]),
+        torch.cat([part.kept for part in parts]),
+    )
