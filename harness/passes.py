@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import AttackError
+from harness.hints import did_you_mean
 from harness.ledger import Ledger
 from harness.modes import Numbers
 from harness.numerics import Batches, in_numbers
@@ -118,6 +119,18 @@ class LossObjective:
                 f"{self.view.name!r}; take one that has no views of its own, such as 'apgd'"
             )
         return replace(self, view=fitting(view, self.model))
+
+    def of(self, part: str) -> LossObjective:
+        """The same objective of one part of the model; who is fooled, the whole model decides.
+
+        Raises:
+            AttackError: The model has no part of that name.
+        """
+        climbed = self._climbed
+        known = dict(climbed.model.named_children())
+        if part not in known:
+            raise AttackError(f"the model has no part {part!r}{did_you_mean(part, known)}")
+        return replace(self, surrogate=Surrogate(known[part], climbed.numbers))
 
     def averaged(self, draws: int) -> LossObjective:
         """The same objective, each pass being the mean of some."""

@@ -147,6 +147,9 @@ class Objective(Protocol):
     def through(self, view: View) -> Objective:
         """The same objective in another view; a dense model looks the same in all of them."""
 
+    def of(self, part: str) -> Objective:
+        """The same objective of one part of the model, by its name; the whole decides."""
+
     def averaged(self, draws: int) -> Objective:
         """Each pass is the mean of some: for models that draw random numbers themselves."""
 

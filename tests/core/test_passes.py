@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.errors import AttackError
 from harness.numerics import Batches
 from harness.passes import Surrogate, objective_of
 from harness.seeing import clean_pass, predict
@@ -205,3 +206,33 @@ def test_the_clean_pass_knows_routes_of_the_images_and_of_no_padding():
     assert routing.experts.shape == (11, 1, 1)
     assert torch.equal(routing.experts, model.routed(samples.images).routes[0].experts)
     assert torch.equal(context.rows(torch.tensor([7])).clean_routes[0].gates, routing.gates[7:8])
+
+
+class Sum(nn.Module):
+    """Two parts, of which the second alone would be fooled."""
+
+    def __init__(self):
+        super().__init__()
+        self.sure, self.weak = LinearModel(), Shifted(-0.15)
+
+    def forward(self, images):
+        return 3 * self.sure(images) + self.weak(images)
+
+
+def test_of_a_part_its_own_loss_is_climbed_and_the_whole_decides():
+    whole = objective(Sum())
+
+    score = whole.of("weak").score(SAMPLES.images)
+
+    assert score.loss.tolist() == pytest.approx([0.1] * 4, abs=1e-6)  # -2 * (0.1 - 0.15)
+    assert not score.fooled.any()
+    assert score.margin.tolist() == pytest.approx([0.5] * 4, abs=1e-6)  # 3 * 0.2 - 0.1
+    assert torch.allclose(
+        whole.of("weak").gradient(SAMPLES.images)[1],
+        objective(Shifted(-0.15)).gradient(SAMPLES.images)[1],
+    )
+
+
+def test_a_part_that_a_model_has_not_is_refused():
+    with pytest.raises(AttackError, match="no part 'week'; did you mean 'weak'"):
+        objective(Sum()).of("week")

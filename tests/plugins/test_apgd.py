@@ -86,6 +86,9 @@ class Recorded:
     def through(self, view):
         return self._with(self.inner.through(view))
 
+    def of(self, part):
+        return self._with(self.inner.of(part))
+
     def averaged(self, draws):
         return self._with(self.inner.averaged(draws))
 
