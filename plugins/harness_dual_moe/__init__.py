@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.api import MetricCard, ModelCard, ProbeCard, hookimpl
+from harness.api import AttackCard, Card, MetricCard, ModelCard, ProbeCard, hookimpl
 from harness_dual_moe.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -60,12 +61,23 @@ WAYS = (
     ("-top2", TOP_2, "of which the two with the largest gates are mixed", SOURCE),
     ("-soft", SOFT, "all mixed by their gates", f"{SOURCE}, its formula"),
 )
+
+
+class _Dual(NamedTuple):
+    """A dual model of two halves of one kind."""
+
+    name: str
+    half: str
+    sizes: tuple[int, ...]
+
+
 DUALS = (
-    # name, half, sizes
-    ("dual/resnet18", "moe/resnet18-e4", (32, 64)),
-    ("dual/resnet14w24", "moe/resnet14w24-e4", (32, 64)),
-    ("dual/digits", "moe/digits", (8,)),
+    _Dual("dual/resnet18", "moe/resnet18-e4", (32, 64)),
+    _Dual("dual/resnet14w24", "moe/resnet14w24-e4", (32, 64)),
+    _Dual("dual/digits", "moe/digits", (8,)),
 )
+ALPHAS = (0, 25, 50, 75, 100)
+"""Weights of the robust half in per cent, with which a trained dual model is evaluated again."""
 
 
 @hookimpl
@@ -74,27 +86,11 @@ def register_models(register: Register) -> None:
     for family in FAMILIES:
         for suffix, way, told, source in WAYS:
             _register_mixture(register, family, f"moe/{family.name}{suffix}", way, told, source)
-    for name, half, sizes in DUALS:
-        register(
-            name,
-            "harness_dual_moe.dual:dual",
-            card=ModelCard(
-                summary=f"A standard and a robust {half}, whose logits are added up.",
-                source=RELEASED,
-                sizes=sizes,
-                num_experts=NUM_EXPERTS,
-                num_selected=1,
-                router_gradient="none",
-            ),
-            defaults={
-                "standard": half,
-                "robust": half,
-                "standard_parameters": {},
-                "robust_parameters": {},
-                "alpha": ALPHA,
-                "combine": "logits",
-            },
-        )
+    for dual in DUALS:
+        _register_dual(register, dual.name, dual, alpha=ALPHA)
+        for percent in ALPHAS:
+            name = f"{dual.name}-a{percent:03}"
+            _register_dual(register, name, dual, alpha=percent / 100, trained_as=dual.name)
 
 
 @hookimpl
@@ -149,6 +145,58 @@ def register_metrics(register: Register) -> None:
             title="ra-router exact",
             by_epsilon=True,
         ),
+    )
+
+
+@hookimpl
+def register_attacks(register: Register) -> None:
+    """Bring the attack on one half of a dual model."""
+    register(
+        "part-alone",
+        "harness_dual_moe.attacks:part_alone",
+        card=AttackCard(
+            "Attacks on one part of a model alone, such as the robust half of a dual one, judged "
+            "by the whole.",
+            members="attacks",
+        ),
+        defaults={"part": "", "attacks": ("apgd",)},
+    )
+
+
+@hookimpl
+def register_suites(register: Register) -> None:
+    """Bring the sweep over the weight of the robust half."""
+    register(
+        "dual-alpha",
+        str(Path(__file__).with_name("dual-alpha.toml")),
+        card=Card("One dual model of digits, trained once, at five weights of its robust half."),
+    )
+
+
+def _register_dual(
+    register: Register, name: str, dual: _Dual, *, alpha: float, trained_as: str = ""
+) -> None:
+    told = f", the robust ones weighted by {alpha:g}" if trained_as else ""
+    register(
+        name,
+        "harness_dual_moe.dual:dual",
+        card=ModelCard(
+            summary=f"A standard and a robust {dual.half}, whose logits are added up{told}.",
+            source=RELEASED,
+            sizes=dual.sizes,
+            num_experts=NUM_EXPERTS,
+            num_selected=1,
+            router_gradient="none",
+            trained_as=trained_as,
+        ),
+        defaults={
+            "standard": dual.half,
+            "robust": dual.half,
+            "standard_parameters": {},
+            "robust_parameters": {},
+            "alpha": alpha,
+            "combine": "logits",
+        },
     )
 
 
