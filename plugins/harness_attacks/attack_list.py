@@ -269,6 +269,21 @@ def _presets() -> list[tuple[str, dict[str, object], AttackCard]]:
         ),
         *plain,
         (
+            "pgd-50-dual",
+            {"steps": 49, "relative_step_size": 0.25, "init": "dark-corner"},
+            AttackCard(
+                "What the released code of RT-ER calls PGD-50: 49 steps of epsilon / 4 from the "
+                "dark corner of the ball.",
+                source="TIML-Group/Robust-MoE-Dual-Model at 30ef94d, attack/PGD.py "
+                "(arXiv 2502.06832)",
+                fidelity="exact",
+                note="to compare with the paper's numbers alone, never to rank by: its random "
+                "start always ends in clip(image - epsilon), which takes its first step; here the "
+                "first fooling iterate counts, there the last",
+                passes=_passes,
+            ),
+        ),
+        (
             "pgd-40-vmoe",
             {"steps": 40, "relative_step_size": 1 / 40, "init": "clean"},
             AttackCard(

@@ -10,6 +10,9 @@ from harness.api import ThreatModel
 from harness.tensors import Images, Labels, Noise, Objective
 from harness_attacks.settings import INITS, STOPS, check_start, check_word, drawn
 
+DARK_CORNER = "dark-corner"
+"""Where the released code of arXiv 2502.06832 begins, whose noise its normalisation undoes."""
+
 
 def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     objective: Objective,
@@ -41,7 +44,8 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
         steps: Gradient steps of each restart.
         relative_step_size: Length of one step, as a fraction of epsilon.
         restarts: Starting points tried for each image.
-        init: "random" begins anywhere in the ball, "clean" at the image itself.
+        init: "random" begins anywhere in the ball, "clean" at the image itself, "dark-corner"
+            where every pixel is darker by epsilon.
         start: The points themselves, one batch for each restart; replaces `init`.
         draws: Passes whose mean counts as one, for models that draw random numbers (EOT).
         stop: "first" lets fooled images leave, "never" runs all steps.
@@ -53,7 +57,7 @@ def pgd(  # noqa: PLR0913 - the parameters of the algorithm
     Raises:
         AttackError: `init` or `stop` is not known, or the points of `start` do not fit.
     """
-    check_word("init", init, INITS)
+    check_word("init", init, (*INITS, DARK_CORNER))
     check_word("stop", stop, STOPS)
     check_start(start, images, restarts)
     objective = drawn(objective, draws)
@@ -96,4 +100,6 @@ def _begin(  # noqa: PLR0913 - one of three ways to begin, for the images that a
         return threat.project(start[restart][live], clean)
     if init == "clean":
         return clean
+    if init == DARK_CORNER:
+        return threat.project(clean - threat.epsilon, clean)
     return threat.around(clean, noise.rows(live).uniform(restart))

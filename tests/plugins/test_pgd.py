@@ -40,6 +40,15 @@ def test_from_the_clean_image_a_step_has_its_length():
     assert torch.allclose(found, samples.images - 0.02)
 
 
+def test_from_the_dark_corner_every_pixel_begins_darker_by_epsilon():
+    samples, threat = linear_samples(), ThreatModel("linf", 0.05)
+    samples.images[0, 0, 0, 0] = 0.02  # 0 is as dark as it gets
+
+    found = attack(samples, threat, steps=0, init="dark-corner")
+
+    assert torch.allclose(found, (samples.images - 0.05).clamp(min=0))
+
+
 def test_the_given_starting_points_are_taken_and_kept_in_the_ball():
     samples, threat = linear_samples(), ThreatModel("linf", 0.05)
     start = [samples.images + 0.3]
