@@ -62,6 +62,8 @@ class ModelCard:
         group: Consecutive images on each other of which their logits depend, such as those that
             share the experts' places; 1 where each image stands alone.
         draws: Passes whose mean is the prediction, of a model that draws random numbers itself.
+        trained_as: Registered model that recipes train in its place: one that has the same
+            weights, and differs in what they do not depend on. Empty where it is trained itself.
     """
 
     summary: str = ""
@@ -75,6 +77,7 @@ class ModelCard:
     router_gradient: RouterGradient | None = None
     group: int = 1
     draws: int = 1
+    trained_as: str = ""
 
 
 @dataclass(frozen=True)

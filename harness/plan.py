@@ -138,6 +138,12 @@ def _contender(spec: ModelSpec, registry: Registry) -> Contender:
     return Contender(spec.name, recipe=spec.recipe)
 
 
+def trained_as(contender: Contender, registry: Registry) -> Contender:
+    """The row whose training gives a row its weights: its own, but where its card says another."""
+    card: ModelCard = registry.find("models", contender.model).card
+    return replace(contender, model=card.trained_as) if card.trained_as else contender
+
+
 def training_ingredients(
     suite: Suite, contender: Contender, registry: Registry, *, fingerprint: str, seed: int
 ) -> dict[str, Any]:
@@ -153,6 +159,7 @@ def training_ingredients(
     Raises:
         CheckpointError: The file that the training starts from cannot be read.
     """
+    contender = trained_as(contender, registry)
     recipe = registry.find("recipes", contender.recipe)
     model = registry.find("models", contender.model)
     set_by_suite = suite.recipes.get(contender.recipe, {})

@@ -91,7 +91,7 @@ def obtain(trainer: Trainer, contender: Contender) -> Weights:
 
 def trained(trainer: Trainer, contender: Contender) -> Path:
     """The folder of a training's weights; one process trains while others wait."""
-    suite = trainer.suite
+    suite, contender = trainer.suite, plan.trained_as(contender, trainer.registry)
     data = trainer.bench.data(suite.data, suite.data.train, trainer.place)
     ingredients = plan.training_ingredients(
         suite, contender, trainer.registry, fingerprint=data.fingerprint, seed=trainer.seed

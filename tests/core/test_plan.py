@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.cards import ModelCard
 from harness.errors import CheckpointError, UnknownName, UsageError
 from harness.plan import (
     Contender,
@@ -314,6 +315,17 @@ def test_the_key_of_a_training_changes_with_the_parameters_of_its_recipe(suite, 
     longer = replace(suite, recipes={"standard": {"epochs": 3}})
 
     assert training_key(longer, registry) != training_key(suite, registry)
+
+
+def test_a_model_that_is_trained_as_another_shares_its_training_and_no_cell(suite, toys):
+    place = ("models", TOY.model)
+    own = toys.find(*place)
+    twin = replace(own, name="toy/twin", card=ModelCard(trained_as=TOY.model))
+    both = replace(toys, entries={**toys.entries, ("models", "toy/twin"): (twin,)})
+    other = Contender("toy/twin", recipe="standard")
+
+    assert training_key(suite, both, contender=other) == training_key(suite, both, contender=TOY)
+    assert cell_key(suite, both, contender=other) != cell_key(suite, both, contender=TOY)
 
 
 @pytest.mark.parametrize(
