@@ -29,9 +29,25 @@ def start_from(model: nn.Module, path: Path, *, sha256: str) -> tuple[str, ...]:
         CheckpointError: No such file, another hash, or weights that do not fit.
     """
     checkpoints.file_hash(path, sha256)
-    state, changes = fitted(model, checkpoints.read_state(path))
-    checkpoints.fit_state(model, state, path)
-    return changes
+    return fit(model, checkpoints.read_state(path), path).changes
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Fitted:
+    """Load as much of a state as the model can use.
+
+    Args:
+        model: Changed in place.
+        state: Of another size or of other classes, perhaps.
+        path: Where it came from, for the message.
+
+    Raises:
+        CheckpointError: It does not fit, and the model knows no way.
+    """
+    found = fitted(model, state)
+    own = model.state_dict()
+    kept = {name: own[name] for name in found.own}
+    checkpoints.fit_state(model, kept | found.state, path)
+    return found
 
 
 def fitted(model: nn.Module, state: Mapping[str, Tensor]) -> Fitted:

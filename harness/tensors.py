@@ -74,9 +74,10 @@ class RoutedClassifier(Protocol):
 
 
 class Fitted(NamedTuple):
-    """A state in a model's own shapes, and what was changed for that."""
+    """What of a foreign state fits a model, and what was done for that."""
 
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # in the model's shapes
+    own: tuple[str, ...] = ()  # tensors for which the state has nothing, left as the model has them
     changes: tuple[str, ...] = ()  # each names a tensor and says what became of it
 
 
@@ -85,7 +86,7 @@ class Fitting(Protocol):
     """A model that can begin a training with weights of another size or of other classes."""
 
     def fitted(self, state: Mapping[str, Tensor]) -> Fitted:
-        """The state with whatever has another shape resized, or replaced by the model's own."""
+        """The state with whatever has another shape resized, or left out for the model's own."""
 
 
 class Outcome(NamedTuple):

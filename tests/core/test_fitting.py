@@ -19,7 +19,8 @@ class Growing(nn.Linear):
     def fitted(self, state):
         weight = self.weight.detach().clone()
         weight[:, : state["weight"].shape[1]] = state["weight"]
-        return Fitted({**state, "weight": weight}, ("weight: more inputs",))
+        own = tuple(set(self.state_dict()) - set(state))
+        return Fitted({**state, "weight": weight}, own, ("weight: more inputs",))
 
 
 def saved(folder, model):
@@ -61,6 +62,17 @@ def test_a_model_that_knows_how_makes_other_shapes_fit_and_says_so(tmp_path):
 
     assert torch.equal(model.weight, torch.cat([given.weight, own[:, None]], dim=1))
     assert changes == ("weight: more inputs",)
+
+
+def test_what_the_file_has_not_stays_as_the_model_has_it(tmp_path):
+    given, model = nn.Linear(3, 2, bias=False), Growing(4, 2)
+    bias = model.bias.clone()
+    path, sha256 = saved(tmp_path, given)
+
+    start_from(model, path, sha256=sha256)
+
+    assert torch.equal(model.weight[:, :3], given.weight)
+    assert torch.equal(model.bias, bias)
 
 
 def test_a_file_that_was_altered_since_it_was_named_is_refused(tmp_path):
