@@ -67,8 +67,8 @@ def register_recipes(register: Register) -> None:
     for suffix, settings, note in (("", REDUCED, QUICK), ("-full", PUBLISHED, PUBLISHED_NOTE)):
         rate = {"router_learning_rate": settings["learning_rate"]}
         register(
-            f"moe-adversarial{suffix}",
-            "harness_moe_cnn.recipes:moe_adversarial",
+            f"moe-trades{suffix}",
+            "harness_moe_cnn.recipes:moe_trades",
             card=Card(
                 "TRADES of router and experts together: AdvMoE's baseline.",
                 source=f"{SOURCE}; TRADES as its dense baselines",

@@ -25,7 +25,7 @@ FEW = 8
 """Experts up to which each one's share is told."""
 
 
-def moe_adversarial(  # noqa: PLR0913 - every parameter of a recipe is explicit
+def moe_trades(  # noqa: PLR0913 - every parameter of a recipe is explicit
     context: TrainingContext,
     *,
     beta: float,
@@ -56,7 +56,7 @@ def moe_adversarial(  # noqa: PLR0913 - every parameter of a recipe is explicit
     Raises:
         TrainingError: The model has no routes.
     """
-    _check_routed(context.model, "moe-adversarial", "trades")
+    _check_routed(context.model, "moe-trades", "trades")
     settled, looks = Course(**course), View(view)
     opponent = Opponent(norm, epsilon, attack, steps, relative_step_size)
 

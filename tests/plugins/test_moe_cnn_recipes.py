@@ -30,7 +30,7 @@ QUICK = {
     "epochs": 2, "batch_size": 8, "learning_rate": 0.003, "epsilon": "8/255", "crop": 0,
     "flip": False,
 }  # fmt: skip
-RECIPES = ["moe-adversarial", "advmoe-alternating", "advmoe-released"]
+RECIPES = ["moe-trades", "advmoe-alternating", "advmoe-released"]
 
 
 def data():
@@ -168,7 +168,7 @@ def test_attacks_of_the_two_phases_begin_elsewhere(given):
     assert (seen[-1] - second).abs().max() > 8 / 255
 
 
-@pytest.mark.parametrize("name", ["moe-adversarial", "advmoe-alternating", "advmoe-released"])
+@pytest.mark.parametrize("name", ["moe-trades", "advmoe-alternating", "advmoe-released"])
 def test_a_dense_model_is_refused_with_what_to_take(given, name):
     dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
@@ -183,15 +183,14 @@ def test_the_released_recipe_refuses_routers_that_read_features(given):
 
 def test_without_the_routers_gradient_the_joint_recipe_meets_other_images(given):
     losses = [
-        given("moe-adversarial", view=view)[1].phases[0].loss(batch())
-        for view in ("full", "detached")
+        given("moe-trades", view=view)[1].phases[0].loss(batch()) for view in ("full", "detached")
     ]
 
     assert not torch.equal(*losses)
 
 
 def test_a_collapsed_router_has_all_images_on_one_expert(given):
-    context, _ = given("moe-adversarial")
+    context, _ = given("moe-trades")
     context.model.routers[0].head.bias.data.copy_(torch.tensor([-1e3, 1e3]))
 
     told = watched_loads(context)(batch())
@@ -200,7 +199,7 @@ def test_a_collapsed_router_has_all_images_on_one_expert(given):
 
 
 def test_of_several_layers_the_fullest_is_told(given):
-    context, _ = given("moe-adversarial", "moe-cnn/digits-layer")
+    context, _ = given("moe-trades", "moe-cnn/digits-layer")
     routes = context.looked_at(batch()).clean_routes
 
     told = watched_loads(context)(batch())
