@@ -197,6 +197,19 @@ def _register_dual(
             "alpha": alpha,
             "combine": "logits",
         },
+
+
+@hookimpl
+def register_converters(register: Register) -> None:
+    """Bring the reader of the released mixtures' and dual models' checkpoints."""
+    register(
+        "rt-er-released",
+        "harness_dual_moe.convert:from_released",
+        card=Card(
+            "State dicts of the released mixtures of ResNet-18s and of dual models of two.",
+            source=RELEASED,
+            note="for moe/resnet18-e4 and dual/resnet18; experts of ViT are not converted",
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from harness.tensors import Noise, Samples
 from harness_attacks.apgd import apgd
 from harness_attacks.objectives import cross_entropy
 from harness_attacks.pgd import pgd
-from harness_dual_moe.convert import from_released
+from harness_dual_moe.convert import from_released, renamed
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
@@ -328,9 +328,8 @@ def test_the_full_width_has_the_official_parameters(registry):
         model = build(registry, "moe/resnet18-e4")
 
     names = from_released({name: torch.zeros(0) for name in arrays["param_names"].tolist()})
-    counters = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
     assert sum(parameter.numel() for parameter in model.parameters()) == arrays["n_params"]
-    assert set(model.state_dict()) - counters == set(names)
+    assert set(model.state_dict()) == set(names)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +346,7 @@ def test_the_full_width_has_the_official_parameters(registry):
     ],
 )
 def test_a_released_name_becomes_ours(name, ours):
-    assert list(from_released({name: torch.zeros(1)})) == [ours]
+    assert renamed(name) == ours
 
 
 @pytest.mark.parametrize(
@@ -360,3 +359,66 @@ def test_a_released_name_becomes_ours(name, ours):
 def test_a_name_that_was_not_released_is_refused(name, remedy):
     with pytest.raises(CheckpointError, match=remedy):
         from_released({name: torch.zeros(1)})
+
+
+def released_state(registry):
+    """A small mixture's state under released names, each half of a dual model's once."""
+    model = build(registry, "moe/resnet18-e4", num_experts=2, **NARROW)
+    return {released(name): value for name, value in model.state_dict().items()}, model
+
+
+def released(name):
+    """The released name of one of our parameters, the other way round."""
+    if name.startswith("router."):
+        return name.replace("router.linear", "router.gate")
+    experts, number, rest = name.split(".", 2)
+    for theirs, ours in (("conv1", "stem."), ("bn1", "bn."), ("linear", "head.")):
+        if rest.startswith(ours):
+            return f"{experts}.{number}.net.{theirs}.{rest.removeprefix(ours)}"
+    _, block, inner = rest.split(".", 2)
+    return f"{experts}.{number}.net.layer{int(block) // 2 + 1}.{int(block) % 2}.{inner}"
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_released_state_becomes_the_state_of_a_mixture(registry, prefix):
+    state, model = released_state(registry)
+
+    found = from_released({f"{prefix}{name}": value for name, value in state.items()})
+
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: value.tolist() for name, value in model.state_dict().items()
+    }
+
+
+def test_counters_that_a_file_lacks_are_set_to_zero(registry):
+    state, model = released_state(registry)
+    without = {name: value for name, value in state.items() if "num_batches" not in name}
+
+    found = from_released(without)
+
+    counters = {name for name in model.state_dict() if "num_batches" in name}
+    assert set(found) == set(model.state_dict())
+    assert all(found[name].item() == 0 for name in counters)
+
+
+def test_a_state_that_lacks_parameters_is_refused_by_their_names(registry):
+    state, _ = released_state(registry)
+    del state["experts.1.net.layer2.0.bn2.bias"]
+
+    with pytest.raises(CheckpointError, match=r"lacks experts\.1\.blocks\.2\.bn2\.bias .*save"):
+        from_released(state)
+
+
+def test_half_a_dual_model_is_refused(registry):
+    state, _ = released_state(registry)
+
+    with pytest.raises(CheckpointError, match=r"lacks standard\.experts\.0.* more .*whole model"):
+        from_released({f"Rmoe.{name}": value for name, value in state.items()})
+
+
+def test_a_parameter_too_many_is_refused_by_its_name(registry):
+    state, _ = released_state(registry)
+    state["experts.0.net.layer1.0.shortcut.0.weight"] = torch.zeros(1)
+
+    with pytest.raises(CheckpointError, match=r"holds experts\.0\.blocks\.0\.shortcut\.0\.weight"):
+        from_released(state)
