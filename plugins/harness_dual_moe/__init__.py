@@ -197,6 +197,7 @@ def _register_dual(
             "alpha": alpha,
             "combine": "logits",
         },
+    )
 
 
 @hookimpl

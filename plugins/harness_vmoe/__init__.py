@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.api import Card, MetricCard, ModelCard, hookimpl
 
@@ -50,6 +50,9 @@ SOFT_SIZES = {
     "soft_moe/ti-e8": (4, 192, 12, 3, (6, 7, 8, 9, 10, 11), 8, 8, (32,)),
     "soft_moe/digits": (2, 48, 3, 4, (1,), 4, 4, (8,)),
 }
+SWEEP = (1, 2, 4, 8, 16, 32)
+"""Experts of the small models that are alike but for their number: one works for each token, so
+that all do the same work, but for the router's."""
 PUBLISHED = {"group_size": 4, "capacity_factor": 1.5}
 """Of the released configuration of the attack: four images share the experts' places."""
 
@@ -160,6 +163,8 @@ def register_models(register: Register) -> None:
     """Bring the V-MoEs of the papers, small ones, and three with the published capacity."""
     for name, size, num_experts, source in VARIANTS:
         _register(register, name, size, num_experts, source)
+    for count in SWEEP:
+        _register(register, f"vmoe/digits-e{count}", "digits", count, SMALL, {"num_selected": 1})
     for name, size, num_experts, source in (
         ("b32-e32", "b32", 32, ROBUST),
         ("b16-e8", "b16", 8, ROBUST),
@@ -207,7 +212,9 @@ def _register(
     changes: dict[str, int | float] | None = None,
 ) -> None:
     patch_size, width, depth, heads, pre_logits, moe_blocks, sizes = SIZES[size]
-    dropping = ", whose places four images share" if changes else ""
+    parameters: dict[str, Any] = {**DEFAULTS, **(changes or {})}
+    is_dropping = parameters["group_size"] > 1
+    dropping = ", whose places four images share" if is_dropping else ""
     register(
         name,
         "harness_vmoe.model:vmoe",
@@ -217,9 +224,9 @@ def _register(
             source=source,
             sizes=sizes,
             num_experts=num_experts,
-            num_selected=2,
+            num_selected=parameters["num_selected"],
             router_gradient="soft",
-            group=int((changes or {}).get("group_size", 1)),
+            group=int(parameters["group_size"]),
         ),
         defaults={
             "patch_size": patch_size,
@@ -229,8 +236,7 @@ def _register(
             "pre_logits": pre_logits,
             "moe_blocks": moe_blocks,
             "num_experts": num_experts,
-            **DEFAULTS,
-            **(changes or {}),
+            **parameters,
         },
     )
 
