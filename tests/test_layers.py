@@ -18,6 +18,8 @@ LIGHT = [
     "harness.scoring",
     "harness.export",
     "harness.leaderboard",
+    "harness.drawing",
+    "harness.figures",
     "harness.merging",
     "harness.theory",
     "harness.bench.peers",
@@ -45,7 +47,9 @@ def test_what_is_right_of_the_border_or_only_lists_imports_no_torch(module):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("module", ["scipy", "jsonschema", "pandas", "datasets", "timm", "art"])
+@pytest.mark.parametrize(
+    "module", ["scipy", "jsonschema", "pandas", "datasets", "timm", "art", "matplotlib"]
+)
 def test_the_command_line_starts_without_what_few_commands_need(module):
     code = f"import harness.cli.app, sys; sys.exit({module!r} in sys.modules)"
 

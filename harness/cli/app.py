@@ -22,6 +22,7 @@ from harness.cli import (
     plugins,
     publish,
     records,
+    report,
     run,
     show,
     theory,
@@ -60,6 +61,7 @@ app.command("compare")(compare.compare)
 app.command("break")(break_.break_)
 app.command("validate")(validate.validate)
 app.command("records")(records.records)
+app.command("report")(report.report)
 app.command("merge")(merge.merge)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
