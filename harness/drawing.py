@@ -20,6 +20,8 @@ YARDSTICKS = ("chance", "clean", "noise")
 """First words of lines that stand beside measurements: grey, and drawn behind."""
 MOST_LINES = 8
 """Lines that can be told apart in one figure."""
+MOST_BANDS = 4
+"""Lines of a panel whose intervals are drawn as bands."""
 COLUMNS = 3
 FORMATS = ("png", "svg")
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -111,7 +113,7 @@ def _draw_panel(axes: Any, picture: Picture, panel: Panel, looks: Mapping[str, L
         if picture.is_scatter:
             _draw_point(axes, line, picture.spread[place], looks[line.name])
         else:
-            _draw_line(axes, line, looks[line.name])
+            _draw_line(axes, line, looks[line.name], is_crowded=len(panel.lines) > MOST_BANDS)
     axes.set_title(panel.title, fontsize=9)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -121,7 +123,8 @@ def _draw_panel(axes: Any, picture: Picture, panel: Panel, looks: Mapping[str, L
         axes.set_xticks(counts, [f"{count:g}" for count in counts])
 
 
-def _draw_line(axes: Any, line: Line, look: Look) -> None:
+def _draw_line(axes: Any, line: Line, look: Look, *, is_crowded: bool) -> None:
+    """A line with its interval: a band, or bars where bands would cover each other."""
     points = line.drawn
     xs, values = [point.x for point in points], [point.value for point in points]
     is_yardstick = look.dashes != "-"
@@ -137,6 +140,11 @@ def _draw_line(axes: Any, line: Line, look: Look) -> None:
         zorder=2 if is_yardstick else 3,
     )
     sure = [point for point in points if point.low is not None and point.high is not None]
+    if is_crowded:
+        if not is_yardstick:
+            ends = [point.low for point in sure], [point.high for point in sure]
+            axes.vlines([point.x for point in sure], *ends, color=look.colour, linewidth=0.8)
+        return
     axes.fill_between(
         [point.x for point in sure],
         [point.low for point in sure],

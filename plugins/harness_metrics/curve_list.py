@@ -93,7 +93,7 @@ CURVES = (
     (
         "mediation",
         "routing:mediation",
-        "accuracy",
+        "accuracy by content and routes",
         "share",
         (
             "Share of images right with content (experts), routes (router), both or neither of an "
