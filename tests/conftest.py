@@ -12,7 +12,7 @@ import torch
 
 from harness.plugins import load_plugins
 from run_folders import cell_of
-from warm import Finished, Warm
+from warm import Finished, Warm, cold
 
 TINY = """
 name = "tiny"
@@ -108,7 +108,9 @@ def harness(tmp_path: Path, warm: Warm):
     """Runs the command line in a process of its own, in an empty folder."""
 
     def call(*arguments: object, **environment: str) -> Finished:
-        return warm.finish(texts(arguments), tmp_path, environment_with(**environment))
+        if environment:  # which Python and libraries may read when they start
+            return cold(texts(arguments), tmp_path, environment_with(**environment))
+        return warm.finish(texts(arguments), tmp_path, environment_with())
 
     return call
 

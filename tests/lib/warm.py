@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -31,6 +32,8 @@ IMPORTS = (
     "sklearn.datasets",
 )
 """Modules that nearly every run imports; what is missing here is imported by the command."""
+SECONDS = 300
+"""After which a command that hangs is killed."""
 
 
 class Finished(NamedTuple):
@@ -39,6 +42,20 @@ class Finished(NamedTuple):
     code: int  # negative for the signal that killed it
     out: str
     err: str
+
+
+def cold(arguments: list[str], folder: Path, environment: dict[str, str]) -> Finished:
+    """Run the command line in a folder, in a process that starts from nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 class Warm:
@@ -110,6 +127,7 @@ def _become(
     err: str,
 ) -> NoReturn:
     """Be the command, to its end."""
+    signal.alarm(SECONDS)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
