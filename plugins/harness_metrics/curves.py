@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from harness.api import Evidence, Record, Value
 from harness.stats import normal_mean, share
+from harness_metrics.routing import distinct
 
 
 def error_by_attack(evidence: Evidence) -> tuple[Value, ...]:
@@ -37,7 +38,7 @@ def input_gradient(evidence: Evidence) -> tuple[Value, ...]:
             missing = Value(None, reason="the suite has no probe 'input-gradient'")
             value = normal_mean(sizes) if sizes else missing
             points.append(replace(value, epsilon=epsilon, series=series))
-    return tuple(points)
+    return distinct(points)
 
 
 def _by_attack(evidence: Evidence) -> dict[tuple[str, str], list[Record]]:

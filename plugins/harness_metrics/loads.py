@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.api import Evidence, Value
 from harness.stats import resampled
-from harness_metrics.routing import UNROUTED, Found, beside, layers, measured
+from harness_metrics.routing import UNROUTED, Found, beside, distinct, layers, measured
 
 Counts = NDArray[np.float64]  # (..., expert), choices
 
@@ -35,7 +35,7 @@ def variation(evidence: Evidence) -> tuple[Value, ...]:
 def expert_shares(evidence: Evidence) -> tuple[Value, ...]:
     """The share of all choices that each expert takes."""
     found = tuple(measured(evidence))
-    return tuple(
+    return distinct(
         replace(value, group=group)
         for layer, group in layers(found, "load")
         for item in found
@@ -45,7 +45,7 @@ def expert_shares(evidence: Evidence) -> tuple[Value, ...]:
 
 def _curves(evidence: Evidence, statistic: Callable[[Counts], Counts]) -> tuple[Value, ...]:
     found = tuple(measured(evidence))
-    return tuple(
+    return distinct(
         replace(value, group=group)
         for layer, group in layers(found, "load")
         for item in found

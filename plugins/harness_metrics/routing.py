@@ -14,7 +14,7 @@ from harness.api import Evidence, Value
 from harness.stats import normal_mean, share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MEASURE = "routing_change"
 UNROUTED = "the model has no routes, or the suite no probe for them"
@@ -95,7 +95,7 @@ def layered(
         chance: So does the level that routes drawn at random would have.
     """
     found = tuple(measured(evidence))
-    return tuple(
+    return distinct(
         replace(value, group=group)
         for layer, group in layers(found, measure)
         for item in found
@@ -140,6 +140,11 @@ def refusal(evidence: Evidence, attack: str) -> str:
 def beside(attack: str) -> str:
     """The series of random noise as large as an attack's perturbations."""
     return f"noise like {attack}"
+
+
+def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
+    """Each point once: what is clean, or chance, stands beside every attack alike."""
+    return tuple({(value.group, value.series, value.epsilon): value for value in values}.values())
 
 
 def average(item: Found, name: str) -> Value:

@@ -176,3 +176,11 @@ def test_gradients_are_averaged_at_clean_and_at_attacked_images():
     ]
 
     assert points(input_gradient(evidence(*records))) == {("", "pgd"): 3.0, ("", "clean"): 1.0}
+
+
+def test_clean_images_stand_once_beside_several_attacks():
+    one = record(0, input_gradient=2.0, clean__input_gradient=1.0)
+
+    found = input_gradient(evidence(one, replace(one, attack="noise")))
+
+    assert [value.series for value in found] == ["pgd", "clean", "noise"]
