@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 
 CURVES = 'curves = ["error-by-attack"]\nmetrics = ["clean-accuracy", "error-rate"]'
 
@@ -17,7 +18,9 @@ def test_a_run_is_drawn_with_its_numbers(harness, finished, tmp_path):
     assert done.code == 0, done.err
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"error.png", "error.svg", "error.csv", "error-by-attack.csv"} <= names
-    rows = list(csv.DictReader((tmp_path / "figures" / "error-by-attack.csv").open()))
+    rows = list(
+        csv.DictReader(io.StringIO((tmp_path / "figures" / "error-by-attack.csv").read_text()))
+    )
     assert {row["line"] for row in rows} == {"clean", "noise", "pgd"}
     assert {row["n"] for row in rows} == {"20"}
 
