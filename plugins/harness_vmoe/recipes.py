@@ -187,7 +187,8 @@ def falling_to(last: float, fall: Schedule) -> Schedule:
 def expert_loads(context: TrainingContext) -> Callable[[Batch], Mapping[str, float]] | None:
     """Tells the smallest and the largest share of a layer's choices that one expert has.
 
-    An expert without work shows as 0; in balance both shares are 1 / experts. None for a model
+    Where all experts work for each token, the shares are those of the gates. An expert without
+    work shows as 0; in balance both shares are 1 / experts. None for a model
     without experts.
     """
     if not isinstance(context.model, RoutedClassifier):
@@ -204,7 +205,9 @@ def expert_loads(context: TrainingContext) -> Callable[[Batch], Mapping[str, flo
 
 
 def _load(routing: Routing) -> Tensor:
-    """The share of all choices that each expert has."""
+    """The share of all choices that each expert has; of all gates, where everybody is chosen."""
+    if routing.experts.shape[2] == routing.gates.shape[2]:
+        return routing.gates.mean(dim=(0, 1))
     chosen = routing.experts.flatten()
     return chosen.bincount(minlength=routing.gates.shape[2]) / chosen.numel()
 

@@ -40,8 +40,8 @@ def batch(count=16):
     return Batch(*data().rows(ids, torch.device("cpu")), Noise(1, ids, (1, 8, 8)))
 
 
-def context_of(registry, name="vmoe/digits"):
-    model = build_model(registry, name, num_classes=10, image_shape=(1, 8, 8), seed=1)
+def context_of(registry, name="vmoe/digits", **changes):
+    model = build_model(registry, name, num_classes=10, image_shape=(1, 8, 8), seed=1, **changes)
     wrapped = wrapped_for_training(new_fabric(torch.device("cpu")), model.train())
     losses = lambda name: registry.find("objectives", name).load()  # noqa: E731
     return TrainingContext(wrapped, COUNT, 5, _attack_named(registry), losses)
@@ -206,6 +206,17 @@ def test_experts_without_work_are_told(registry):
 
     # of equal gates the first two of four experts are chosen, by every token
     assert found == {"emptiest_expert": 0.0, "fullest_expert": 0.5}
+
+
+def test_of_experts_that_all_work_the_gates_are_told(registry):
+    context = context_of(registry, num_selected=4)
+    [routing] = context.model.eval().routed(batch().images).routes
+
+    found = expert_loads(context)(batch())
+
+    shares = routing.gates.detach().mean(dim=(0, 1))
+    assert found["emptiest_expert"] == pytest.approx(float(shares.min()))
+    assert 0 < found["emptiest_expert"] < 0.25 < found["fullest_expert"] < 1
 
 
 def test_a_dense_model_has_no_experts_to_watch(registry):
