@@ -217,6 +217,7 @@ def wrapped_for_training(fabric: Fabric, model: nn.Module) -> nn.Module:
     wrapped = fabric.setup_module(model.to(memory_format=torch.channels_last))
     if isinstance(model, RoutedClassifier):
         wrapped.mark_forward_method("routed")
+        wrapped.__dict__["routed"] = wrapped.routed  # Python 3.12 looks for protocols no deeper
     return wrapped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.augmentation import translated
 from harness.errors import CheckpointError, TrainingError
-from harness.tensors import Noise
+from harness.tensors import Noise, RoutedClassifier
 from harness.testing import ToyMoE
 from harness.threat import ThreatModel
 from harness.training import (
@@ -263,6 +264,14 @@ def test_a_wrapped_model_shows_its_routes(routed_context):
 
     assert found.logits.shape == (8, 4)
     assert len(found.clean_routes) == 1
+
+
+def test_a_wrapped_model_is_routed_for_every_python(routed_context):
+    found = inspect.getattr_static(routed_context.model, "routed", None)
+
+    assert found is not None
+    assert isinstance(routed_context.model, RoutedClassifier)
+    assert "routed" not in "".join(routed_context.model.state_dict())
 
 
 def test_an_anchored_attack_sees_the_clean_logits_and_its_view(routed_context):
