@@ -57,7 +57,8 @@ def contender_of(entry: Entry, registry: Registry, weights: str = "") -> Contend
 def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) -> list[Finding]:
     """Attack some images of an entry again and compare what they withstand.
 
-    Which images follows from a hash of the entry, so that nobody can choose them.
+    Which images follows from a hash of the entry, so that nobody can choose them. Where the model
+    couples images, whole groups are attacked.
 
     Args:
         entry: What is doubted.
@@ -67,7 +68,7 @@ def replayed(entry: Entry, request: Request, registry: Registry, *, count: int) 
     """
     refuse_other_suite(entry, request.suite)
     _opened(entry, request, registry)
-    chosen = _chosen(entry, count)
+    chosen = _chosen(entry, count, _group(request, registry))
     data = replace(request.suite.data, samples=chosen)
     suite = replace(request.suite, data=data, copy="")  # a few images tell no copy
     again = replace(request, suite=suite, seed=int(entry.content["model"]["seed"]), limit=None)
@@ -135,10 +136,20 @@ def refuse_other_suite(entry: Entry, suite: Suite) -> None:
         )
 
 
-def _chosen(entry: Entry, count: int) -> tuple[int, ...]:
+def _group(request: Request, registry: Registry) -> int:
+    """Consecutive images that the request's model couples."""
+    group: int = registry.find("models", request.contenders[0].model).card.group
+    return group
+
+
+def _chosen(entry: Entry, count: int, group: int) -> tuple[int, ...]:
+    """At least so many images, in whole groups, in the entry's order."""
     key = hashing.of_value(entry.content["bits"])
-    order = sorted(entry.samples, key=lambda sample: hashing.of_value([key, sample]))
-    return tuple(sorted(order[:count]))
+    samples = entry.samples
+    starts = range(0, len(samples), group)
+    order = sorted(starts, key=lambda place: hashing.of_value([key, samples[place]]))
+    wanted = sorted(order[: -(-count // group)])
+    return tuple(sample for place in wanted for sample in samples[place : place + group])
 
 
 class Handed(NamedTuple):
@@ -222,9 +233,16 @@ def broken(
 
     Raises:
         EntryError: The weights or the images here are not those of the entry.
-        UsageError: The suite is not the entry's, or an image none of its.
+        UsageError: The suite is not the entry's, or an image none of its; or the model couples
+            images, so that none can be judged without its mates.
     """
     refuse_other_suite(entry, request.suite)
+    group = _group(request, registry)
+    if group > 1:
+        raise UsageError(
+            f"{entry.where}: the model couples {group} images with each other, so that images "
+            "handed in one by one cannot be judged; break the row of the same model without drops"
+        )
     strangers = sorted(set(handed.ids) - set(entry.samples))
     if strangers:
         raise UsageError(f"sample {strangers[0]} is not one of the entry's {entry.count} images")

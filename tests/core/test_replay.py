@@ -100,3 +100,24 @@ def test_a_reported_entry_cannot_be_tried_again(make, ten):
 
     with pytest.raises(UsageError, match="is reported, and has no bits"):
         refuse_other_suite(make(alter=alter), ten)
+
+
+class Listed:
+    """As much of an entry as choosing its images needs."""
+
+    content = {"bits": {"clean": "abc"}}  # noqa: RUF012 - read only
+    samples = tuple(range(100, 122))
+
+
+def test_images_of_coupled_models_are_tried_again_with_their_groups():
+    chosen = replay._chosen(Listed(), 6, 4)
+
+    # of 22 images the last group has two
+    starts = sorted({100 + (sample - 100) // 4 * 4 for sample in chosen})
+    assert len(starts) == 2
+    assert chosen == tuple(s for start in starts for s in range(start, min(start + 4, 122)))
+
+
+def test_single_images_are_chosen_by_the_entry_alone():
+    assert replay._chosen(Listed(), 5, 1) == replay._chosen(Listed(), 5, 1)
+    assert len(replay._chosen(Listed(), 5, 1)) == 5
