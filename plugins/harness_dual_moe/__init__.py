@@ -205,7 +205,7 @@ def register_converters(register: Register) -> None:
     """Bring the reader of the released mixtures' and dual models' checkpoints."""
     register(
         "rt-er-released",
-        "harness_dual_moe.convert:from_released",
+        "harness_dual_moe.convert:convert",
         card=Card(
             "State dicts of the released mixtures of ResNet-18s and of dual models of two.",
             source=RELEASED,

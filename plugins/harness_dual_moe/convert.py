@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness.api import CheckpointError
+from harness.foreign import torch_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -34,6 +36,16 @@ COUNTER = "num_batches_tracked"
 
 SHOWN = 3
 """Names that a message tells."""
+
+
+def convert(path: Path) -> dict[str, Tensor]:
+    """The same from a file that torch saved: a state dict, or a table that holds it.
+
+    Raises:
+        CheckpointError: No such file, one that holds more than tensors and plain values, or not
+            the whole state of such a model.
+    """
+    return from_released(torch_state(path))
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

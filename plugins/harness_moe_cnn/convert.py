@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.api import CheckpointError, ModelContext
+from harness.foreign import torch_state
 from harness_moe_cnn.densenet import densenet40
 from harness_moe_cnn.network import with_routers
 from harness_moe_cnn.resnet import resnet18
@@ -52,20 +53,7 @@ def convert(path: Path) -> dict[str, Tensor]:
         CheckpointError: No such file, one that holds more than tensors and plain values, or not
             the whole state of such a network.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here
-        raise CheckpointError(
-            f"{path}: no checkpoint of tensors and plain values; it was not executed: {error}. "
-            "Where you trust it, load it yourself and save its state_dict alone"
-        ) from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not all(isinstance(part, Tensor) for part in state.values()):
-        raise CheckpointError(
-            f"{path}: holds no state dict, a table of tensors by name, at its root or as "
-            "'state_dict'; save model.state_dict()"
-        )
-    return from_released(state)
+    return from_released(torch_state(path))
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -422,3 +422,13 @@ def test_a_parameter_too_many_is_refused_by_its_name(registry):
 
     with pytest.raises(CheckpointError, match=r"holds experts\.0\.blocks\.0\.shortcut\.0\.weight"):
         from_released(state)
+
+
+def test_a_file_that_torch_saved_is_read_like_its_state(registry, tmp_path):
+    state, model = released_state(registry)
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "released.pt")
+
+    found = registry.find("converters", "rt-er-released").load()(tmp_path / "released.pt")
+
+    own = model.state_dict()
+    assert all(torch.equal(found[name], own[name]) for name in own)
