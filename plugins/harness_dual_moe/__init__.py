@@ -158,6 +158,7 @@ def register_attacks(register: Register) -> None:
             "Attacks on one part of a model alone, such as the robust half of a dual one, judged "
             "by the whole.",
             members="attacks",
+            needs_routes=True,
         ),
         defaults={"part": "", "attacks": ("apgd",)},
     )
@@ -165,11 +166,16 @@ def register_attacks(register: Register) -> None:
 
 @hookimpl
 def register_suites(register: Register) -> None:
-    """Bring the sweep over the weight of the robust half."""
+    """Bring the sweep over the weight of the robust half, and the comparison of recipes."""
     register(
         "dual-alpha",
         str(Path(__file__).with_name("dual-alpha.toml")),
         card=Card("One dual model of digits, trained once, at five weights of its robust half."),
+    )
+    register(
+        "rt-er-digits",
+        str(Path(__file__).with_name("rt-er-digits.toml")),
+        card=Card("RT-ER and joint training beside what they are compared with, on digits."),
     )
 
 

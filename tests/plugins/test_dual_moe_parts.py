@@ -74,7 +74,8 @@ def test_the_sweep_is_one_training_at_five_weights():
 
 
 def test_rows_of_two_weights_train_once_and_are_attacked_anew(harness, tmp_path):
-    text = find_suite_text().replace("epochs = 10", "epochs = 1").replace("steps = 20", "steps = 3")
+    text = find_suite_text().replace("epochs = 15", "epochs = 1")
+    text = text.replace("steps = 20", "steps = 3").replace("steps = 10", "steps = 2")
     (tmp_path / "sweep.toml").write_text(text)
 
     done = harness(
