@@ -86,6 +86,8 @@ def batch_mates(observation: Observation) -> Mapping[str, PerImage]:
     model = observation.model
     if not isinstance(model, VMoE) or len(observation.labels) < 2 * GROUP:
         return {}
+    if not any(True for _ in _sparse_layers(model)):
+        return {}
     found: dict[str, PerImage] = {}
     for situation in SITUATIONS:
         harm = harmed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from harness.api import ModelContext, ModelError, Routing
 from harness.tensors import Fitted, Images, Logits, Routed
 from harness_vit import transfer
 from harness_vit.vit import Architecture, Block, Head, Mlp, PatchEmbedding, input_size_of
-from harness_vmoe.moe import SparseMlp, Sparsity, Steering
+from harness_vmoe.moe import Mixture, MixtureSettings, Sparsity, Steering
 
 
 class VMoE(nn.Module):
@@ -19,7 +20,7 @@ class VMoE(nn.Module):
 
     Args:
         architecture: Of the dense part.
-        sparsity: Of each sparse layer.
+        settings: Of each layer of experts.
         moe_blocks: Indices of the blocks with experts.
         channels: Of the images.
         num_classes: Length of the logits.
@@ -29,7 +30,7 @@ class VMoE(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        sparsity: Sparsity,
+        settings: MixtureSettings,
         *,
         moe_blocks: tuple[int, ...],
         channels: int,
@@ -43,7 +44,7 @@ class VMoE(nn.Module):
             Block(
                 width,
                 architecture.heads,
-                SparseMlp(width, hidden, sparsity) if index in moe_blocks else Mlp(width, hidden),
+                settings.layer(width, hidden) if index in moe_blocks else Mlp(width, hidden),
             )
             for index in range(architecture.depth)
         )
@@ -66,12 +67,12 @@ class VMoE(nn.Module):
         relaxed: bool = False,
         detach_router: bool = False,
     ) -> Routed:
-        """The logits and the routing of each sparse layer; see `RoutedClassifier`."""
+        """The logits and the routing of each layer of experts; see `RoutedClassifier`."""
         tokens = self.embedding(images)
         found: list[Routing] = []
         losses: list[Tensor] = []
         for block in self._blocks():
-            if not isinstance(block.mlp, SparseMlp):
+            if isinstance(block.mlp, Mlp):
                 tokens = block(tokens)
                 continue
             replayed = None if routes is None else routes[len(found)]
@@ -97,17 +98,15 @@ class VMoE(nn.Module):
 
     def active_parameters(self) -> int:
         """All but the experts that do not work for a token."""
-        idle = 0
-        for layer in self._layers():
-            one = sum(weight[0].numel() for weight in layer.experts.parameters())
-            idle += one * (layer.sparsity.num_experts - layer.sparsity.num_selected)
+        idle = sum(layer.idle_parameters() for layer in self._layers())
         return sum(weight.numel() for weight in self.parameters()) - idle
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _layers(self) -> list[SparseMlp]:
-        return [block.mlp for block in self._blocks() if isinstance(block.mlp, SparseMlp)]
+    def _layers(self) -> list[Mixture]:
+        layers = [block.mlp for block in self._blocks() if not isinstance(block.mlp, Mlp)]
+        return cast(list[Mixture], layers)
 
 
 def vmoe(  # noqa: PLR0913 - the columns of the papers' tables

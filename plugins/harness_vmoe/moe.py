@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,10 @@ class Sparsity:
     dispatch: str = "grouped"
     is_rounded: bool = False
 
+    def layer(self, width: int, hidden: int) -> SparseMlp:
+        """A layer of these numbers, for tokens of a width."""
+        return SparseMlp(width, hidden, self)
+
     def __post_init__(self) -> None:
         """Refuse numbers that do not fit each other.
 
@@ -71,7 +75,7 @@ class Sparsity:
 
 
 class Mixed(NamedTuple):
-    """What a sparse layer tells of one forward pass."""
+    """What a layer of experts tells of one forward pass."""
 
     tokens: Tokens
     routing: Routing
@@ -87,6 +91,28 @@ class Steering(NamedTuple):
 
 
 PLAIN = Steering()
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A layer whose output is mixed of its experts' outputs."""
+
+    router: nn.Module
+    experts: nn.Module
+
+    def __call__(self, tokens: Tokens, steering: Steering = PLAIN) -> Mixed:
+        """The mixed outputs, the routing that mixed them, and what balances the load."""
+
+    def idle_parameters(self) -> int:
+        """Parameters that do not work for a token."""
+
+
+@runtime_checkable
+class MixtureSettings(Protocol):
+    """The numbers that make a layer of experts."""
+
+    def layer(self, width: int, hidden: int) -> nn.Module:
+        """A `Mixture` of these numbers, for tokens of a width."""
 
 
 class SparseMlp(nn.Module):
@@ -120,6 +146,11 @@ class SparseMlp(nn.Module):
     @property
     def _sparsity(self) -> Sparsity:
         return self.training_sparsity if self.training else self.sparsity
+
+    def idle_parameters(self) -> int:
+        """Those of the experts that are not chosen."""
+        one = sum(weight[0].numel() for weight in self.experts.parameters())
+        return one * (self.sparsity.num_experts - self.sparsity.num_selected)
 
     def _routing(self, gate_logits: Gates, noisy: Gates) -> Routing:
         gates = noisy.softmax(dim=2)

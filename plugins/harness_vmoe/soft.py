@@ -6,7 +6,6 @@ dispatch weights sum to 1 over the tokens, combine weights over the slots, and b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,19 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.api import ModelContext, ModelError, Routing
-from harness.tensors import Fitted, Images, Logits, Routed
-from harness_vit import transfer
 from harness_vit.vit import (
     Architecture,
-    Block,
-    Head,
-    Mlp,
-    PatchEmbedding,
     input_size_of,
     xavier_dense,
 )
 from harness_vmoe.dispatch import Experts
-from harness_vmoe.moe import PLAIN, Steering
+from harness_vmoe.model import VMoE
+from harness_vmoe.moe import PLAIN, Mixed, Steering
 from harness_vmoe.router import Tokens, best_experts
 
 SlotLogits: TypeAlias = Float[Tensor, "batch token slot"]
@@ -45,6 +39,10 @@ class Softness:
 
     num_experts: int
     slots: int
+
+    def layer(self, width: int, hidden: int) -> SoftMlp:
+        """A layer of these numbers, for tokens of a width."""
+        return SoftMlp(width, hidden, self)
 
     def __post_init__(self) -> None:
         """Refuse a layer without experts or slots.
@@ -89,8 +87,8 @@ class SoftMlp(nn.Module):
         self.experts = Experts(softness.num_experts, width, hidden)
         _start_apart(self.experts)
 
-    def forward(self, tokens: Tokens, steering: Steering = PLAIN) -> tuple[Tokens, Routing]:
-        """The mixed outputs and the routing that mixed them."""
+    def forward(self, tokens: Tokens, steering: Steering = PLAIN) -> Mixed:
+        """The mixed outputs and the routing that mixed them; nothing needs to be balanced."""
         routing = steering.replayed or self._routing(self.router(tokens))
         if steering.detach_router:
             routing = replace(
@@ -100,7 +98,11 @@ class SoftMlp(nn.Module):
         dispatch = routing.gate_logits.softmax(dim=1)
         slots = torch.einsum("nts,ntd->nsd", dispatch, tokens)
         outputs: Tensor = torch.einsum("nts,nsd->ntd", routing.gates, self._worked(slots))
-        return outputs, routing
+        return Mixed(outputs, routing, outputs.new_zeros(len(outputs)))
+
+    def idle_parameters(self) -> int:
+        """None: every expert works for every token."""
+        return 0
 
     def _routing(self, logits: SlotLogits) -> Routing:
         gates = logits.softmax(dim=2)
@@ -118,93 +120,6 @@ class SoftMlp(nn.Module):
         return (outputs + mlp.out.bias[:, None]).flatten(1, 2)
 
 
-class SoftMoE(nn.Module):
-    """A vision transformer in some of whose blocks a soft mixture stands in for the MLP.
-
-    Unlike the paper, the head reads a class token, as in our V-MoEs.
-
-    Args:
-        architecture: Of the dense part.
-        softness: Of each soft layer.
-        moe_blocks: Indices of the blocks with experts.
-        channels: Of the images.
-        num_classes: Length of the logits.
-        input_size: (height, width) that images are resized to.
-    """
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        softness: Softness,
-        *,
-        moe_blocks: tuple[int, ...],
-        channels: int,
-        num_classes: int,
-        input_size: tuple[int, int],
-    ) -> None:
-        super().__init__()
-        width, hidden = architecture.width, architecture.mlp_width
-        self.embedding = PatchEmbedding(channels, input_size, architecture.patch_size, width)
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                architecture.heads,
-                SoftMlp(width, hidden, softness) if index in moe_blocks else Mlp(width, hidden),
-            )
-            for index in range(architecture.depth)
-        )
-        self.head = Head(width, num_classes, pre_logits=architecture.pre_logits)
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) that images are resized to."""
-        return self.embedding.input_size
-
-    def forward(self, images: Images) -> Logits:
-        """The logits alone."""
-        return self.routed(images).logits
-
-    def routed(
-        self,
-        images: Images,
-        *,
-        routes: tuple[Routing, ...] | None = None,
-        relaxed: bool = False,  # noqa: ARG002 - all experts are mixed anyway
-        detach_router: bool = False,
-    ) -> Routed:
-        """The logits and the routing of each soft layer; see `RoutedClassifier`."""
-        tokens = self.embedding(images)
-        found: list[Routing] = []
-        for block in self._blocks():
-            if not isinstance(block.mlp, SoftMlp):
-                tokens = block(tokens)
-                continue
-            replayed = None if routes is None else routes[len(found)]
-            steering = Steering(replayed, detach_router=detach_router)
-            tokens = block.attended(tokens)
-            mixed, routing = block.mlp(block.mlp_norm(tokens), steering)
-            tokens = tokens + mixed
-            found.append(routing)
-        logits = self.head(tokens)
-        return Routed(logits, tuple(found), logits.new_zeros(len(logits)))
-
-    def fitted(self, state: Mapping[str, Tensor]) -> Fitted:
-        """Weights of another size or for other classes; see `Fitting`."""
-        return transfer.fitted(state, self.state_dict(), self.embedding.grid)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters of the routers, of the experts, and others."""
-        layers = [block.mlp for block in self._blocks() if isinstance(block.mlp, SoftMlp)]
-        router = [weight for layer in layers for weight in layer.router.parameters()]
-        experts = [weight for layer in layers for weight in layer.experts.parameters()]
-        known = {id(weight) for weight in (*router, *experts)}
-        other = [weight for weight in self.parameters() if id(weight) not in known]
-        return {"router": router, "experts": experts, "other": other}
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
-
-
 def soft_moe(  # noqa: PLR0913 - what makes the model
     context: ModelContext,
     *,
@@ -218,6 +133,8 @@ def soft_moe(  # noqa: PLR0913 - what makes the model
     slots: int,
 ) -> nn.Module:
     """A Soft MoE whose MLPs and experts are four times as wide as a token.
+
+    Unlike the paper's, its head reads a class token, as in our V-MoEs.
 
     Args:
         context: Classes and canvas.
@@ -237,7 +154,7 @@ def soft_moe(  # noqa: PLR0913 - what makes the model
     input_size = input_size_of(context, architecture, image_size)
     if not moe_blocks or not all(0 <= block < depth for block in moe_blocks):
         raise ModelError(f"moe_blocks must name some of the blocks 0 to {depth - 1}")
-    return SoftMoE(
+    return VMoE(
         architecture,
         Softness(num_experts, slots),
         moe_blocks=tuple(moe_blocks),

@@ -13,7 +13,8 @@ from harness.flops import count_flops
 from harness.tensors import RoutedClassifier
 from harness.testing import check_model
 from harness_vit.vit import Architecture, Mlp
-from harness_vmoe.soft import SoftMlp, SoftMoE, Softness
+from harness_vmoe.model import VMoE
+from harness_vmoe.soft import SoftMlp, Softness
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -89,7 +90,7 @@ def test_experts_that_say_a_constant_give_each_token_that_constant():
         soft.experts.out.weight.zero_()
         soft.experts.out.bias.copy_(torch.arange(8).expand(3, 8))
 
-    outputs, _ = soft(tokens())
+    outputs, _, _ = soft(tokens())
 
     assert torch.allclose(outputs, torch.arange(8).double().expand(4, 5, 8))
 
@@ -101,7 +102,7 @@ def test_one_expert_on_an_image_of_one_token_is_the_dense_mlp():
             getattr(dense, name).weight.copy_(getattr(soft.experts, name).weight[0].T)
             getattr(dense, name).bias.copy_(getattr(soft.experts, name).bias[0])
 
-    outputs, _ = soft(tokens(1))
+    outputs, _, _ = soft(tokens(1))
 
     assert torch.allclose(outputs, dense(tokens(1)))
 
@@ -109,8 +110,8 @@ def test_one_expert_on_an_image_of_one_token_is_the_dense_mlp():
 def test_permuted_tokens_have_permuted_outputs():
     soft, order = layer(), torch.tensor([3, 0, 4, 1, 2])
 
-    outputs, _ = soft(tokens())
-    permuted, _ = soft(tokens()[:, order])
+    outputs, _, _ = soft(tokens())
+    permuted, _, _ = soft(tokens()[:, order])
 
     assert torch.allclose(permuted, outputs[:, order])
 
@@ -118,8 +119,8 @@ def test_permuted_tokens_have_permuted_outputs():
 def test_the_length_of_tokens_does_not_move_their_gates():
     soft = layer()
 
-    _, routing = soft(tokens())
-    _, longer = soft(7 * tokens())
+    _, routing, _ = soft(tokens())
+    _, longer, _ = soft(7 * tokens())
 
     assert torch.allclose(longer.gates, routing.gates)
 
@@ -130,7 +131,7 @@ def test_slots_of_one_expert_are_neighbours():
         soft.experts.out.weight.zero_()
         soft.experts.out.bias.copy_(torch.tensor([[1.0], [0.0]]).expand(2, 8))
 
-    outputs, routing = soft(tokens())
+    outputs, routing, _ = soft(tokens())
 
     # the first expert says 1, the other 0: what is left are the gates of the first one's slots
     assert torch.allclose(outputs[:, :, 0], routing.gates[:, :, :2].sum(dim=2))
@@ -182,7 +183,7 @@ def test_experts_start_apart_and_each_parameter_is_in_one_group(registry):
 
 def test_takes_weights_of_another_size():
     one, other = (
-        SoftMoE(
+        VMoE(
             Architecture(2, 16, 2, 2, 32),
             Softness(2, 2),
             moe_blocks=(1,),
