@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from golden_files import golden_arrays
 from harness.errors import UsageError
 from harness.theory import (
     Problem,
@@ -24,11 +23,6 @@ from harness.theory import (
 from harness_vmoe.dispatch import einsum
 from harness_vmoe.moe import SparseMlp, Sparsity, Steering
 
-DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "vmoe" / "theory_numpy.npz"
-
-golden = pytest.mark.skipif(not GOLDEN.exists(), reason="no golden files beside the data")
-
 
 def problem_of(arrays, case):
     return Problem(tuple(arrays[f"{case}_Xs"]), tuple(arrays[f"{case}_ys"]))
@@ -38,14 +32,13 @@ def norm(matrix):
     return float(np.linalg.norm(matrix, 2))
 
 
-@golden
 @pytest.mark.parametrize(
     ("case", "bases"),
     [("A", subspace_bases), ("B", eigenvector_bases)],
     ids=["orthogonal", "rotated"],
 )
 def test_gives_the_reference_numbers(case, bases):
-    arrays = np.load(GOLDEN)
+    arrays = golden_arrays("vmoe", "theory_numpy.npz")
     problem = problem_of(arrays, case)
 
     found = theorem_1(problem, bases(problem.inputs))
@@ -58,9 +51,8 @@ def test_gives_the_reference_numbers(case, bases):
     assert found.right == pytest.approx(float(arrays[f"{case}_rhs"]), rel=1e-9)
 
 
-@golden
 def test_gives_the_reference_jacobian():
-    arrays = np.load(GOLDEN)
+    arrays = golden_arrays("vmoe", "theory_numpy.npz")
     outputs = arrays["L_W"] @ arrays["L_x"] + arrays["L_b"]
 
     found = lemma_1(arrays["L_S"], outputs, arrays["L_W"], arrays["L_x"])
@@ -70,9 +62,8 @@ def test_gives_the_reference_jacobian():
     assert np.allclose(found.router, arrays["L_term2"], atol=1e-13)
 
 
-@golden
 def test_bases_of_row_spaces_are_those_of_the_reference():
-    arrays = np.load(GOLDEN)
+    arrays = golden_arrays("vmoe", "theory_numpy.npz")
 
     found = subspace_bases(tuple(arrays["A_Xs"]))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from golden_files import golden_arrays
 from harness.api import AttackError, ThreatModel
 from harness.ledger import Ledger
 from harness.passes import LossObjective, objective_of
@@ -27,19 +26,16 @@ from harness_attacks.objectives import (
 )
 from harness_attacks.targeted import apgd_targeted, likeliest_others
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "apgd"
 LOSSES = {
     "ce": cross_entropy,
     "dlr": difference_of_logits_ratio,
     "dlr-targeted": targeted_logits_ratio,
 }
-FILES = ["apgd_ce_linf", "apgd_dlr_linf", "apgd_ce_l2", "apgd_dlr_l2"]
-
-official = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="no golden/apgd beside the folder of HARNESS_DATA"
-)
+IMAGES = ["drawn", "apgd"]  # those of tests/golden, and photographs that lie beside the data
+FILES = [
+    f"{images}_{loss}" for images in IMAGES for loss in ("ce_linf", "dlr_linf", "ce_l2", "dlr_l2")
+]
+TARGETED = [f"{images}_t_linf" for images in IMAGES]
 
 
 class TinyNet(nn.Module):
@@ -128,7 +124,7 @@ class Golden:
             self.samples.images,
             self.samples.labels,
             self.threat,
-            noise=Noise(0, self.samples.ids, (3, 32, 32)),
+            noise=Noise(0, self.samples.ids, tuple(self.samples.images.shape[1:])),
             steps=self.steps,
             start=[torch.from_numpy(self.arrays["r0_start"])],
             **parameters,
@@ -137,19 +133,19 @@ class Golden:
 
 
 def golden(name):
-    arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+    arrays = golden_arrays("apgd", f"{name}.npz")
+    inputs = golden_arrays("apgd", "drawn_inputs.npz" if name.startswith("drawn") else "inputs.npz")
     about = json.loads(str(arrays["meta"]))
-    weights = np.load(GOLDEN / "tinynet_weights.npz")
+    weights = golden_arrays("apgd", "tinynet_weights.npz")
     model = TinyNet().eval().requires_grad_(False)
     model.load_state_dict({key: torch.from_numpy(weights[key]) for key in weights})
     ids = torch.from_numpy(arrays["r0_index"])
-    images = torch.from_numpy(np.load(GOLDEN / "inputs.npz")["x_uint8"]).float() / 255
+    images = torch.from_numpy(inputs["x_uint8"]).float() / 255
     samples = Samples(ids, images[ids], torch.from_numpy(arrays["y"])[ids])
     threat = ThreatModel(about["norm"].lower(), about["eps"])
     return Golden(arrays, model, samples, threat, LOSSES[about["loss"]], about["n_iter"])
 
 
-@official
 @pytest.mark.parametrize("name", FILES)
 def test_the_losses_of_all_steps_are_the_official_ones(name):
     run = golden(name)
@@ -163,8 +159,7 @@ def test_the_losses_of_all_steps_are_the_official_ones(name):
     np.testing.assert_allclose(losses / scale, expected / scale, rtol=0, atol=1e-4)
 
 
-@official
-@pytest.mark.parametrize("name", ["apgd_ce_linf", "apgd_ce_l2"])
+@pytest.mark.parametrize("name", [name for name in FILES if "_ce_" in name])
 def test_the_iterates_are_the_official_ones(name):
     run = golden(name)
 
@@ -174,7 +169,6 @@ def test_the_iterates_are_the_official_ones(name):
     np.testing.assert_allclose(points, run.arrays["r0_trace"], rtol=0, atol=1e-4)
 
 
-@official
 @pytest.mark.parametrize("stop", ["first", "never"])
 @pytest.mark.parametrize("name", FILES)
 def test_the_images_that_the_official_code_fools_are_fooled(name, stop):
@@ -186,7 +180,6 @@ def test_the_images_that_the_official_code_fools_are_fooled(name, stop):
     assert fooled.tolist() == run.arrays["r0_success"].tolist()
 
 
-@official
 @pytest.mark.parametrize("name", FILES)
 def test_an_image_costs_the_passes_up_to_its_first_fooling_step(name):
     run = golden(name)
@@ -198,7 +191,6 @@ def test_an_image_costs_the_passes_up_to_its_first_fooling_step(name):
     assert ledger.forwards.tolist() == np.where(first < 0, run.steps + 1, first + 1).tolist()
 
 
-@official
 @pytest.mark.parametrize("name", FILES)
 def test_without_stopping_the_last_fooling_iterate_is_returned_as_officially(name):
     run = golden(name)
@@ -374,9 +366,9 @@ def test_the_difference_of_logits_ratio_of_two_classes_is_refused():
         attack(linear_samples(), ThreatModel("linf", 0.1), loss=difference_of_logits_ratio)
 
 
-def replayed_towards_targets(**parameters):
+def replayed_towards_targets(name, **parameters):
     """The official targeted run, from its own starts."""
-    run = golden("apgd_t_linf")
+    run = golden(name)
     starts = []
     for place in range(9):
         start = run.samples.images.clone()
@@ -393,7 +385,7 @@ def replayed_towards_targets(**parameters):
         run.samples.images,
         run.samples.labels,
         run.threat,
-        noise=Noise(0, run.samples.ids, (3, 32, 32)),
+        noise=Noise(0, run.samples.ids, tuple(run.samples.images.shape[1:])),
         steps=run.steps,
         start=starts,
         **parameters,
@@ -401,19 +393,19 @@ def replayed_towards_targets(**parameters):
     return run, found, ledger
 
 
-@official
 @pytest.mark.parametrize("stop", ["first", "never"])
-def test_targeted_autopgd_fools_the_images_that_the_official_one_does(stop):
-    run, found, _ = replayed_towards_targets(stop=stop)
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_autopgd_fools_the_images_that_the_official_one_does(name, stop):
+    run, found, _ = replayed_towards_targets(name, stop=stop)
 
     fooled = is_fooled(run.model(found), run.samples.labels)
 
     assert torch.equal(fooled, torch.from_numpy(run.arrays["success"])[run.samples.ids])
 
 
-@official
-def test_targeted_autopgd_is_drawn_to_the_official_targets():
-    run = golden("apgd_t_linf")
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_autopgd_is_drawn_to_the_official_targets(name):
+    run = golden(name)
     order = likeliest_others(run.model(run.samples.images), run.samples.labels)
 
     for place in range(9):
@@ -421,9 +413,9 @@ def test_targeted_autopgd_is_drawn_to_the_official_targets():
         assert order[rows, place].tolist() == run.arrays[f"r{place}_y_target"].tolist()
 
 
-@official
-def test_targeted_autopgd_spends_no_pass_on_fooled_images():
-    run, _, ledger = replayed_towards_targets(stop="first")
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_autopgd_spends_no_pass_on_fooled_images(name):
+    run, _, ledger = replayed_towards_targets(name, stop="first")
 
     # one pass to rank the classes, then those of each target up to the first that fools
     expected = torch.ones(len(run.samples.ids), dtype=torch.int64)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from golden_files import golden_arrays
 from harness.api import CheckpointError, ThreatModel, View
 from harness.building import build_model
 from harness.numerics import Batches
@@ -22,10 +21,8 @@ from harness_attacks.apgd import apgd
 from harness_attacks.objectives import cross_entropy
 from harness_attacks.pgd import pgd
 from harness_dual_moe.convert import from_released, renamed
+from harness_dual_moe.dual import Combination
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "dual"
 NARROW = {"expert_parameters": {"ratio": 1 / 16}}
 """The official experts at base width 4 in place of 64, as in the golden files."""
 
@@ -41,9 +38,6 @@ GREY_LEVEL = 1e-4 / 255
 THREAT = ThreatModel("linf", 8 / 255)
 STEP = {"relative_step_size": 0.25, "stop": "never"}  # 2/255
 
-official = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="no golden/dual beside the folder of HARNESS_DATA"
-)
 runs = pytest.mark.parametrize(
     ("name", "view"),
     [
@@ -66,12 +60,11 @@ class Run(NamedTuple):
 
 
 def loaded(name):
-    return dict(np.load(GOLDEN / f"{name}.npz"))
+    return golden_arrays("dual", f"{name}.npz")
 
 
 def state(arrays):
-    found = {name: torch.from_numpy(array) for name, array in arrays.items() if "sd/" in name}
-    return {name.removeprefix("sd/"): tensor for name, tensor in found.items()}
+    return {name: torch.from_numpy(array) for name, array in arrays.under("sd/").items()}
 
 
 def build(registry, name, **parameters):
@@ -139,7 +132,6 @@ def assert_close(found, expected, tolerance):
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance)
 
 
-@official
 def test_gates_and_logits_of_the_mixture_are_the_official_ones(registry):
     arrays, model, samples = released_mixture(registry)
 
@@ -151,7 +143,6 @@ def test_gates_and_logits_of_the_mixture_are_the_official_ones(registry):
     assert routing.gate_logits[:, 0].topk(2).indices[:, 1].tolist() == arrays["top2"].tolist()
 
 
-@official
 @pytest.mark.parametrize("rank", range(4))
 def test_the_logits_of_every_expert_are_the_official_ones(registry, rank):
     arrays, model, samples = released_mixture(registry)
@@ -163,7 +154,6 @@ def test_the_logits_of_every_expert_are_the_official_ones(registry, rank):
     assert_close(found, arrays["expert_logits"][range(8), order], FORWARD)
 
 
-@official
 @pytest.mark.parametrize("place", range(6))
 def test_the_logits_of_the_dual_model_are_the_official_ones(registry, place):
     arrays = loaded("dual_resnet_w4_forward")
@@ -177,7 +167,26 @@ def test_the_logits_of_the_dual_model_are_the_official_ones(registry, place):
     assert robust.experts[:, 0, 0].tolist() == arrays["rmoe_top1"].tolist()
 
 
-@official
+@pytest.mark.parametrize("place", range(6))
+def test_the_logits_of_the_halves_add_up_to_the_official_ones(place):
+    arrays = loaded("dual_resnet_w4_forward")
+    standard, robust = (torch.from_numpy(arrays[f"{half}_logits"]) for half in ("smoe", "rmoe"))
+
+    found = Combination(float(arrays["alphas"][place]), "logits")(standard, robust)
+
+    assert_close(found, arrays["dual_logits"][place], FORWARD)
+
+
+def test_the_robust_half_of_the_dual_model_is_the_mixture(registry):
+    _, model, samples = released_mixture(registry)
+    arrays = loaded("dual_resnet_w4_forward")
+
+    logits, (routing,), _ = model.routed(samples.images)
+
+    assert_close(logits, arrays["rmoe_logits"], FORWARD)
+    assert routing.experts[:, 0, 0].tolist() == arrays["rmoe_top1"].tolist()
+
+
 @pytest.mark.parametrize(("half", "array"), [("standard", "smoe"), ("robust", "rmoe")])
 def test_the_logits_of_each_half_are_the_official_ones(registry, half, array):
     model = released_dual(registry)
@@ -188,7 +197,6 @@ def test_the_logits_of_each_half_are_the_official_ones(registry, half, array):
     assert_close(logits, loaded("dual_resnet_w4_forward")[f"{array}_logits"], FORWARD)
 
 
-@official
 @pytest.mark.parametrize("place", range(1, 11))
 @runs
 def test_logits_and_routes_of_every_iterate_are_the_official_ones(registry, name, view, place):
@@ -202,7 +210,6 @@ def test_logits_and_routes_of_every_iterate_are_the_official_ones(registry, name
     assert routes.tolist() == run.arrays["routes"][place].tolist()
 
 
-@official
 @pytest.mark.parametrize("place", range(1, 10))
 @runs
 def test_every_step_leads_to_the_next_official_iterate(registry, name, view, place):
@@ -213,7 +220,6 @@ def test_every_step_leads_to_the_next_official_iterate(registry, name, view, pla
     assert_close(found, run.iterates[place + 1].numpy(), GREY_LEVEL)
 
 
-@official
 @runs
 def test_from_the_dark_corner_the_official_end_is_reached(registry, name, view):
     run = run_of(registry, name, view)
@@ -226,7 +232,6 @@ def test_from_the_dark_corner_the_official_end_is_reached(registry, name, view):
     assert_close(run.objective.score(found).logits, run.arrays["logits_adv"], ALONG)
 
 
-@official
 @pytest.mark.parametrize("name", ["pgd10_RAE_frozen_route", "pgd10_RAR_soft_surrogate"])
 def test_the_whole_model_says_officially_what_it_says_of_attacked_parts(registry, name):
     run = run_of(registry, name, View())
@@ -235,7 +240,6 @@ def test_the_whole_model_says_officially_what_it_says_of_attacked_parts(registry
     assert_close(run.model(images), run.arrays["full_model_logits_adv"], ALONG)
 
 
-@official
 def test_the_verdict_on_an_attacked_router_is_the_official_one(registry):
     run = run_of(registry, "pgd10_RAR_soft_surrogate", View("router", is_mixed=True))
     images = in_pixels(run, "x_adv")
@@ -251,7 +255,6 @@ def test_the_verdict_on_an_attacked_router_is_the_official_one(registry):
     assert_close(found, run.arrays["router_only_logits"], ALONG)
 
 
-@official
 def test_autopgd_ends_where_the_official_one_does(registry):
     arrays = loaded("apgd10_ce")
     _, model, samples = released_mixture(registry)
@@ -273,7 +276,6 @@ def test_autopgd_ends_where_the_official_one_does(registry):
     assert_close(model(found), arrays["logits_x_best_adv"], ALONG)
 
 
-@official
 def test_pgd_on_the_dual_model_ends_where_the_official_one_does(registry):
     arrays = loaded("jtdmoe_loss_terms_eval")
     model, (_, _, samples) = released_dual(registry, alpha=0.7), released_mixture(registry)
@@ -295,7 +297,6 @@ def test_pgd_on_the_dual_model_ends_where_the_official_one_does(registry):
     assert_close(model(found), arrays["dual_logits_adv_alpha07"], ALONG)
 
 
-@official
 def test_the_divergence_of_the_second_expert_is_the_official_one(registry):
     arrays = loaded("rter_loss_terms_eval")
     _, model, samples = released_mixture(registry)
@@ -310,7 +311,6 @@ def test_the_divergence_of_the_second_expert_is_the_official_one(registry):
     assert_close(divergence, arrays["kl_per_sample"], ALONG)
 
 
-@official
 def test_the_loss_on_the_official_adversarial_images_is_the_official_one(registry):
     arrays = loaded("rter_loss_terms_eval")
     _, model, samples = released_mixture(registry)
@@ -321,7 +321,6 @@ def test_the_loss_on_the_official_adversarial_images_is_the_official_one(registr
     assert_close(loss, arrays["ce_model"], FORWARD)
 
 
-@official
 def test_the_full_width_has_the_official_parameters(registry):
     arrays = loaded("moe_resnet_full_seed0")
     with torch.device("meta"):

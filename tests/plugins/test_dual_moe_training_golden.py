@@ -7,15 +7,14 @@ training mode and sees one image at a time. Both are repaired in the recipes and
 from __future__ import annotations
 
 import math
-import os
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from golden_files import golden_arrays
 from harness.building import build_model
 from harness.tensors import Noise
 from harness.training import Batch, TrainingContext
@@ -23,9 +22,6 @@ from harness_attacks.pgd import pgd
 from harness_dual_moe.convert import from_released, renamed
 from harness_dual_moe.robustify import Alone, Attacked, divergence, robust_loss, routing_to
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "dual"
 NARROW = {"expert_parameters": {"ratio": 1 / 16}}
 """The official experts at base width 4 in place of 64, as in the golden files."""
 
@@ -42,10 +38,6 @@ may be another, and a pixel with it."""
 CLEAR = 1e-4
 """Gradients above it move a parameter by Adam's full first step, whatever their last digits."""
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="no golden/dual beside the folder of HARNESS_DATA"
-)
-
 
 class OneByOne(nn.Module):
     """A model that is given one image at a time, as the official code gives them."""
@@ -59,23 +51,20 @@ class OneByOne(nn.Module):
 
 
 def loaded(name):
-    return dict(np.load(GOLDEN / f"{name}.npz"))
+    return golden_arrays("dual", f"{name}.npz")
 
 
 def state_of(name, prefix=""):
-    arrays = loaded(name)
-    return {
-        prefix + key.removeprefix("sd/"): torch.from_numpy(array)
-        for key, array in arrays.items()
-        if key.startswith("sd/")
-    }
+    state = loaded(name).under("sd/")
+    return {prefix + key: torch.from_numpy(array) for key, array in state.items()}
 
 
 def build(registry, name, state, **parameters):
     model = build_model(
         registry, name, num_classes=10, image_shape=(3, 32, 32), seed=1, **parameters
     )
-    model.load_state_dict(from_released(state))
+    if state is not None:
+        model.load_state_dict(from_released(state))
     return model.eval()
 
 
@@ -87,6 +76,14 @@ def released_dual(registry, **parameters):
     state = state_of("moe_resnet_w4_forward", "Rmoe.") | state_of("dual_resnet_w4_forward")
     halves = {"standard_parameters": NARROW, "robust_parameters": NARROW}
     return build(registry, "dual/resnet18", state, **halves, **parameters)
+
+
+def with_robust_half(registry):
+    """A dual model whose robust half is the released mixture; the other is as built."""
+    halves = {"standard_parameters": NARROW, "robust_parameters": NARROW}
+    dual = build(registry, "dual/resnet18", None, alpha=0.7, **halves)
+    dual.robust.load_state_dict(from_released(state_of("moe_resnet_w4_forward")))
+    return dual
 
 
 def from_the_dark_corner(objective, images, labels, threat, *, noise):
@@ -217,15 +214,15 @@ def test_one_step_of_rt_er_is_the_official_one(registry):
     stepped(phase.optimizer, training.schedule(0))
 
     parameters = dict(mixture.named_parameters())
-    names = [key.removeprefix("grad/") for key in arrays if key.startswith("grad/")]
-    gaps = [gap(parameters[renamed(name)].grad, arrays[f"grad/{name}"]) for name in names]
+    gradients, after = arrays.under("grad/"), arrays.under("param/")
+    gaps = [gap(parameters[renamed(name)].grad, gradients[name]) for name in gradients]
     assert float(loss.detach()) == pytest.approx(float(arrays["loss"]), abs=LOSS)
-    assert len(names) == 248
+    assert len(gradients) == 248
     assert max(gaps) < GRADIENT
     assert all(parameter.grad is None for parameter in mixture.router.parameters())
-    for name in names:
-        moved = torch.from_numpy(arrays[f"grad/{name}"]).abs() > CLEAR
-        expected = torch.from_numpy(arrays[f"param/{name}"])
+    for name, gradient in gradients.items():
+        moved = torch.from_numpy(gradient).abs() > CLEAR
+        expected = torch.from_numpy(after[name])
         found = parameters[renamed(name)].detach()
         assert torch.allclose(found[moved], expected[moved], rtol=0, atol=5e-7)
 
@@ -236,8 +233,8 @@ def gap(found, expected):
 
 
 @torch.no_grad()
-def test_the_loss_of_the_robust_half_is_the_official_one(registry):
-    arrays, dual = loaded("jtdmoe_loss_terms_eval"), released_dual(registry, alpha=0.7)
+def test_the_loss_of_the_robust_half_is_the_official_one_whatever_the_other_half(registry):
+    arrays, dual = loaded("jtdmoe_loss_terms_eval"), with_robust_half(registry)
     batch = batch_of(clean(arrays["x"], dual.robust), arrays)
     robust, _ = training_of(registry, "jtdmoe-released", dual).phases
 

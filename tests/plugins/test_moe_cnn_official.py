@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from golden_files import golden_arrays
 from harness.api import CheckpointError, ModelContext, Routing
 from harness.numerics import frozen
 from harness.recipes import trades_loss
@@ -26,13 +25,6 @@ from harness_moe_cnn.resnet import resnet18
 from harness_moe_cnn.router import hard_routing
 from harness_moe_cnn.vgg import vgg16
 from harness_moe_cnn.wide_resnet import MoEWideResNet
-
-DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "advmoe"
-
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="no golden/advmoe beside the folder of HARNESS_DATA"
-)
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """As the note beside the golden files asks."""
@@ -69,8 +61,7 @@ UNREAD = {
 
 @cache
 def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return dict(file)
+    return golden_arrays("advmoe", f"{name}.npz")
 
 
 def tensor(name, key):
@@ -104,15 +95,17 @@ def released_state(model, names, given):
     }
 
 
+def router_names():
+    return [str(name) for name in golden("train_advmoe_resnet18_r1_16_E2")["state_names_router"]]
+
+
 def official(name):
     """The network of a file with the weights that the official one had."""
     model = NETWORKS[name]()
     arrays = golden(name)
-    router = {f"router.{key}": value for key, value in golden("router_E2_state").items()}
-    given = {key.removeprefix("sd/"): arrays[key] for key in arrays if key.startswith("sd/")}
-    names = [str(key) for key in arrays["state_names"]]
-    state = released_state(model, [*names, *router], {**router, **given})
-    model.load_state_dict(from_released(state), strict=True)
+    names = [*map(str, arrays["state_names"]), *router_names()]
+    given = {"router.fc.bias": arrays["router.fc.bias"]}
+    model.load_state_dict(from_released(released_state(model, names, given)), strict=True)
     return model.eval()
 
 
@@ -121,9 +114,7 @@ def under_attack():
     model = NETWORKS["fwd_resnet18_r1_16_E2"]()
     arrays = golden("train_advmoe_resnet18_r1_16_E2")
     names = [*arrays["state_names_model"], *arrays["state_names_router"]]
-    given = {
-        key.removeprefix("before/"): arrays[key] for key in arrays if key.startswith("before/")
-    }
+    given = arrays.under("before/")
     state = released_state(model, [str(name) for name in names], given)
     model.load_state_dict(from_released(state), strict=True)
     return model.eval()
@@ -131,6 +122,24 @@ def under_attack():
 
 def assert_close(found, expected):
     torch.testing.assert_close(found.double(), torch.as_tensor(expected).double(), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix", "names", "shifted"),
+    [
+        ("fwd_resnet18_r1_16_E2", "sd/", "", []),
+        ("fwd_wrn10_2_r0.5_E2", "sd/", "", []),
+        ("router_E2_state", "", "router.", ["fc.bias"]),
+    ],
+    ids=["resnet", "wide resnet", "router"],
+)
+def test_a_stored_state_is_what_the_recipe_gives(file, prefix, names, shifted):
+    stored = golden(file).under(prefix)
+
+    made = {key: recipe(names + key, array.shape).numpy() for key, array in stored.items()}
+
+    differing = [key for key, array in stored.items() if not np.array_equal(made[key], array)]
+    assert differing == shifted
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -371,8 +380,7 @@ def test_copies_of_the_router_that_differ_are_refused():
 def as_released(name):
     """The whole state of a network under the released names."""
     shapes = {key: tuple(value.shape) for key, value in NETWORKS[name]().state_dict().items()}
-    router = [f"router.{key}" for key in golden("router_E2_state")]
-    names = [*map(str, golden(name)["state_names"]), *router]
+    names = [*map(str, golden(name)["state_names"]), *router_names()]
     return {key: torch.zeros(shapes[ours(key)]) for key in names}
 
 
@@ -482,8 +490,8 @@ def router_step(model, images, labels, attacked, scores):
 
 def state_after_a_step():
     file = "train_advmoe_resnet18_r1_16_E2"
-    after = [key for key in golden(file) if key.startswith("after1/")]
-    return from_released({key.removeprefix("after1/"): tensor(file, key) for key in after})
+    after = golden(file).under("after1/")
+    return from_released({key: torch.from_numpy(array) for key, array in after.items()})
 
 
 def test_a_training_step_leads_to_the_official_state():

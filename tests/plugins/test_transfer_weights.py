@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.ndimage import zoom
 
+from golden_files import golden_arrays, golden_file
 from harness.api import CheckpointError
 from harness_vit.convert import convert as convert_dense
 from harness_vit.npz import read_npz
@@ -20,8 +19,6 @@ from harness_vmoe.convert import convert
 from harness_vmoe.model import VMoE
 from harness_vmoe.moe import Sparsity
 
-DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "vmoe"
 PLUGIN = """
 from harness.api import ModelCard, hookimpl
 
@@ -41,8 +38,6 @@ def build(context):
 def register_models(register):
     register("golden/vmoe", build, card=ModelCard("The model of the golden files."))
 """
-
-official = pytest.mark.skipif(not GOLDEN.exists(), reason="no golden files beside the data")
 
 
 def dense(size=16, classes=10, *, pre_logits=False, channels=3):
@@ -123,42 +118,39 @@ def test_a_layer_before_the_head_that_the_file_has_not_is_named():
     assert found.changes[0] == "head.pre_logits.weight: the model's own"
 
 
-@official
 def test_an_official_file_gives_the_official_logits():
-    arrays = np.load(GOLDEN / "k2_ample_f32.npz")
+    arrays = golden_arrays("vmoe", "k2_ample_f32.npz")
     model = sparse()
 
-    model.load_state_dict(convert(GOLDEN / "k2_ample_f32.npz"))
+    model.load_state_dict(convert(golden_file("vmoe", "k2_ample_f32.npz")))
 
     images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2)
     logits = model((images + 1) / 2)
     assert torch.allclose(logits, torch.tensor(arrays["eval/logits"]), atol=2e-5)
 
 
-@official
 def test_an_official_dense_file_gives_the_official_logits():
-    arrays = np.load(GOLDEN / "dense_vitjax_f32.npz")
+    arrays = golden_arrays("vmoe", "dense_vitjax_f32.npz")
     model = dense()
 
-    model.load_state_dict(convert_dense(GOLDEN / "dense_vitjax_f32.npz"))
+    model.load_state_dict(convert_dense(golden_file("vmoe", "dense_vitjax_f32.npz")))
 
     images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2)
     assert torch.allclose(model((images + 1) / 2), torch.tensor(arrays["logits"]), atol=2e-5)
 
 
-@official
 def test_the_command_writes_weights_that_give_the_official_logits(harness, tmp_path):
     (tmp_path / "golden.py").write_text(PLUGIN)
 
     done = harness(
-        "convert", "--from", "vmoe-released", GOLDEN / "k2_ample_f32.npz", "--plugin", "golden.py",
-        "--model", "golden/vmoe", "--to", "out/golden.safetensors",
+        "convert", "--from", "vmoe-released", golden_file("vmoe", "k2_ample_f32.npz"),
+        "--plugin", "golden.py", "--model", "golden/vmoe", "--to", "out/golden.safetensors",
     )  # fmt: skip
 
     assert done.code == 0, done.err
     assert "use it with --weights" in done.out
     card = json.loads((tmp_path / "out/golden.json").read_text())
-    model, arrays = sparse(), np.load(GOLDEN / "k2_ample_f32.npz")
+    model, arrays = sparse(), golden_arrays("vmoe", "k2_ample_f32.npz")
     model.load_state_dict(load_file(tmp_path / "out/golden.safetensors"))
     images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2)
     logits = model((images + 1) / 2)

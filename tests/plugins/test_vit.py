@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from golden_files import golden_arrays
 from harness.api import ModelContext
 from harness.building import build_model
 from harness.checkpoints import load_weights, state_hash
@@ -25,10 +26,8 @@ from harness_vit.models import Normalised, from_timm
 from harness_vit.vit import Architecture, Block, DenseViT, Head, Mlp
 
 DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "vmoe"
 LITE = DATA / "weights" / "tf_efficientnet_lite0.safetensors"
 GIVEN = pytest.mark.skipif(not LITE.exists(), reason=f"no {LITE.name} in the folder of data")
-OFFICIAL = pytest.mark.skipif(not GOLDEN.exists(), reason="no golden files beside the data")
 
 COUNTS = {
     "vit/s32-vmoe": (27_595_240, 27_643_880),
@@ -64,17 +63,12 @@ def small(**changes):
 
 
 def golden(name):
-    with np.load(GOLDEN / name) as file:
-        return dict(file)
+    return golden_arrays("vmoe", name)
 
 
 def params(arrays):
     """The parameters of a golden file by their flax paths."""
-    return {
-        key.removeprefix("params/"): value
-        for key, value in arrays.items()
-        if key.startswith("params/")
-    }
+    return arrays.under("params/")
 
 
 def pictures(arrays):
@@ -131,11 +125,12 @@ def test_costs_what_the_paper_says(registry, name, published):
     assert count_flops(model, (3, 224, 224), name) / 1e9 == pytest.approx(published, rel=0.01)
 
 
-@OFFICIAL
-@pytest.mark.parametrize("name", ["dense_vitjax_f32.npz", "dense_f32.npz"])
-def test_gives_the_logits_of_the_official_code(name):
+@pytest.mark.parametrize(
+    ("name", "logits"), [("dense_vitjax_f32.npz", "logits"), ("dense_f32.npz", "eval/logits")]
+)
+def test_gives_the_logits_of_the_official_code(name, logits):
     arrays = golden(name)
-    expected = torch.tensor(arrays.get("logits", arrays.get("eval/logits")))
+    expected = torch.tensor(arrays[logits])
     model = small()
 
     model.load_state_dict(from_flax(params(arrays)))
@@ -145,7 +140,6 @@ def test_gives_the_logits_of_the_official_code(name):
     assert difference <= 4e-6 * expected.abs().max()
 
 
-@OFFICIAL
 def test_gives_the_image_gradient_of_the_official_code():
     arrays = golden("dense_f32.npz")
     expected = torch.tensor(arrays["eval/dimage_softmax"]).permute(0, 3, 1, 2)
@@ -160,7 +154,6 @@ def test_gives_the_image_gradient_of_the_official_code():
     assert (gradient / 2 - expected).abs().max() <= 4e-6 * expected.abs().max()
 
 
-@OFFICIAL
 def test_gives_the_pre_logits_of_the_official_code():
     arrays = golden("e8_k2_perimage_bf16_f32.npz")
     wanted = ("pre_logits/", "head/", "Encoder/encoder_norm/")
@@ -174,7 +167,6 @@ def test_gives_the_pre_logits_of_the_official_code():
     assert (found - expected).abs().max() <= 4e-6 * expected.abs().max()
 
 
-@OFFICIAL
 def test_both_official_trees_give_the_same_state():
     arrays = golden("dense_vitjax_f32.npz")
     here, there = params(arrays), params(golden("dense_f32.npz"))
@@ -186,7 +178,6 @@ def test_both_official_trees_give_the_same_state():
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] | states[1])
 
 
-@OFFICIAL
 def test_the_numbering_of_the_published_files_gives_the_same_state():
     here = params(golden("dense_vitjax_f32.npz"))
     published = {

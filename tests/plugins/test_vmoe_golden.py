@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from golden_files import Arrays, golden_arrays
 from harness.api import CheckpointError
 from harness_vit.vit import Architecture
 from harness_vmoe.convert import from_flax
@@ -19,11 +18,6 @@ from harness_vmoe.losses import gshard_loss, importance_loss, load_loss
 from harness_vmoe.model import VMoE
 from harness_vmoe.moe import Sparsity
 from harness_vmoe.router import capacity_of
-
-DATA = Path(os.environ.get("HARNESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "vmoe"
-
-pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="no golden files beside the data")
 
 SPARSITY = {
     "k1_tight": Sparsity(4, 1, group_size=6, capacity_factor=0.6),
@@ -44,7 +38,7 @@ class Case(NamedTuple):
     float64, which we round up for the gradients.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
     model: VMoE
     dtype: torch.dtype
     bound: float
@@ -68,8 +62,7 @@ class Case(NamedTuple):
 
 @cache
 def arrays_of(name):
-    with np.load(GOLDEN / name) as file:
-        return dict(file)
+    return golden_arrays("vmoe", name)
 
 
 def loaded(name, suffix="f32"):
@@ -84,7 +77,7 @@ def loaded(name, suffix="f32"):
         num_classes=10,
         input_size=(16, 16),
     )
-    model.load_state_dict(from_flax(params(arrays)))
+    model.load_state_dict(from_flax(arrays.under("params/")))
     bound = 1e-13 if suffix == "f64" else 4e-6
     loose = 2e-3 if SPARSITY[name].is_rounded else bound
     return Case(arrays, model.to(dtype).eval(), dtype, bound, loose)
@@ -100,13 +93,6 @@ def loaded(name, suffix="f32"):
 )
 def case(request):
     return loaded(*request.param)
-
-
-def params(arrays, prefix="params/"):
-    """The parameters of a golden file by their flax paths."""
-    return {
-        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-    }
 
 
 def nchw(images):
@@ -263,7 +249,7 @@ def test_gives_the_official_gradient_of_every_parameter(case, mode, monkeypatch)
     loss = functional.cross_entropy(routed.logits, case.tensor("labels").long())
     (loss + routed.auxiliary_loss.mean()).backward()
 
-    expected = from_flax(params(case.arrays, f"{mode}/dparam_softmax_plus_aux/"))
+    expected = from_flax(case.arrays.under(f"{mode}/dparam_softmax_plus_aux/"))
     found = {name: parameter.grad for name, parameter in case.model.named_parameters()}
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert set(found) == set(expected)
@@ -276,13 +262,22 @@ def test_gives_the_official_gradient_of_every_parameter(case, mode, monkeypatch)
 def test_walks_with_the_official_attack(suffix):
     case = loaded("k2_ample", suffix)
     labels = case.tensor("labels").long()
-    iterates, grads = case.tensor("pgd_softmax/iterates"), case.tensor("pgd_softmax/grads")
+    iterates = case.tensor("pgd_softmax/iterates")
 
     walked = walk(case, labels)
 
     assert (walked.images - torch.stack([nchw(image) for image in iterates])).abs().max() <= 1e-6
     assert off_by(walked.losses, case.tensor("pgd_softmax/losses")) <= case.bound
-    assert off_by(walked.gradients, torch.stack([nchw(x) for x in grads])) <= case.gradient_bound
+
+
+@pytest.mark.parametrize("suffix", ["f32", "f64"])
+def test_the_gradients_on_the_way_are_the_official_ones(suffix):
+    case = loaded("k2_ample", suffix)
+    expected = torch.stack([nchw(gradient) for gradient in case.tensor("pgd_softmax/grads")])
+
+    found = walk(case, case.tensor("labels").long()).gradients
+
+    assert off_by(found, expected) <= case.gradient_bound
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -309,7 +304,7 @@ def test_one_expert_gives_the_official_dense_logits():
         path.replace("/Mlp/", "/Moe/Mlp/") if (moved := any(x in path for x in sparse)) else path: (
             value[None] if moved else value
         )
-        for path, value in params(arrays).items()
+        for path, value in arrays.under("params/").items()
     }
     routers = {
         f"Encoder/encoderblock_{block}/Moe/Router/dense/kernel": np.ones((32, 1), np.float32)
