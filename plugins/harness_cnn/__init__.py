@@ -49,32 +49,53 @@ STANDARD = (
 )
 
 
+NARROW = (("", 1.0, ""), ("-half", 0.5, ", at half the width"))
+NARROWER = (
+    *NARROW,
+    ("-r25", 0.25, ", at a quarter of the width"),
+    ("-r75", 0.75, ", at three quarters of the width"),
+)
+"""Twins of a single expert of the MoE networks: suffix, ratio of all widths, and how it is told."""
+
+
 @hookimpl
 def register_models(register: Register) -> None:
-    """Bring the ResNet for digits, the standard networks with their half-width twins, ResNet-14."""
-    register(
-        "cnn/digits",
-        "harness_cnn.resnet:resnet",
-        card=ModelCard(
-            summary="A small residual network for 8x8 images: one block at each of 3 widths.",
-            source="He et al., 2016, https://arxiv.org/abs/1512.03385 (basic blocks, CIFAR stem)",
-            sizes=(8,),
-        ),
-        defaults={"widths": (16, 32, 64), "blocks": (1, 1, 1)},
-    )
-    for name, target, summary, source in STANDARD:
-        card = ModelCard(summary=f"{summary}.", source=source, sizes=SIZES)
-        register(name, target, card=card, defaults={"ratio": 1.0})
-        half = ModelCard(summary=f"{summary}, at half the width.", source=source, sizes=SIZES)
-        register(f"{name}-half", target, card=half, defaults={"ratio": 0.5})
-    for name, stride, size in (("cnn/resnet14w24", 1, 32), ("cnn/resnet14w24-s2", 2, 64)):
+    """Bring the ResNet for digits, ResNet-14 and the standard networks, with narrower twins."""
+    for suffix, ratio, told in NARROWER:
         register(
-            name,
-            "harness_cnn.small_resnet:resnet14",
+            f"cnn/digits{suffix}",
+            "harness_cnn.resnet:resnet",
             card=ModelCard(
-                summary=f"A residual network of 14 layers that runs {size} pixels on a CPU.",
-                source="He et al., 2016, https://arxiv.org/abs/1512.03385, with widths 24, 48, 96",
-                sizes=SIZES,
+                summary=f"A small residual network for 8x8 images: one block at each of 3 widths"
+                f"{told}.",
+                source="He et al., 2016, https://arxiv.org/abs/1512.03385 (basic blocks, CIFAR "
+                "stem)",
+                sizes=(8,),
             ),
-            defaults={"width": 24, "stem_stride": stride},
+            defaults={
+                "widths": tuple(int(width * ratio) for width in (16, 32, 64)),
+                "blocks": (1, 1, 1),
+            },
         )
+    for name, target, summary, source in STANDARD:
+        for suffix, ratio, told in NARROW:
+            card = ModelCard(summary=f"{summary}{told}.", source=source, sizes=SIZES)
+            register(f"{name}{suffix}", target, card=card, defaults={"ratio": ratio})
+    for suffix, ratio, told in NARROWER:
+        _register_small(register, suffix, told, width=int(24 * ratio), stride=1)
+    _register_small(register, "-s2", "", width=24, stride=2)
+
+
+def _register_small(register: Register, suffix: str, told: str, *, width: int, stride: int) -> None:
+    widths = ", ".join(str(width * factor) for factor in (1, 2, 4))
+    register(
+        f"cnn/resnet14w24{suffix}",
+        "harness_cnn.small_resnet:resnet14",
+        card=ModelCard(
+            summary=f"A residual network of 14 layers that runs {32 * stride} pixels on a CPU"
+            f"{told}.",
+            source=f"He et al., 2016, https://arxiv.org/abs/1512.03385, with widths {widths}",
+            sizes=SIZES,
+        ),
+        defaults={"width": width, "stem_stride": stride},
+    )

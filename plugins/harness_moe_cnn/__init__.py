@@ -24,6 +24,9 @@ OWN_ROUTERS = "with a linear router for each layer, which is our own"
 RATIO, EXPERTS = 0.5, 2
 """As published: each expert has half the width, and there are two."""
 
+COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
+WIDTHS = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
+
 
 class _Backbone(NamedTuple):
     """A network, registered with one router for all layers and with one for each."""
@@ -77,27 +80,53 @@ BACKBONES = (
 )
 
 
+SWEPT = ("moe-cnn/digits", "moe-cnn/resnet14w24")
+"""Small ones, registered with other numbers of experts, and with experts of other widths."""
+
+SWEEP: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((f"-e{count}", {"num_experts": count}) for count in (3, 4, 5)),
+    *((f"-r{round(100 * ratio)}", {"ratio": ratio}) for ratio in (0.25, 0.75)),
+)
+"""What differs from two experts at half the width; a suffix gives the ratio in percent."""
+
+
 @hookimpl
 def register_models(register: Register) -> None:
     """Bring AdvMoE's four networks and two small ones, with one router or one for each layer."""
     for backbone in BACKBONES:
-        for suffix, router, said in (("", "global", RELEASED), ("-layer", "layer", OWN_ROUTERS)):
-            register(
-                f"{backbone.name}{suffix}",
-                backbone.target,
-                card=ModelCard(
-                    summary=f"{backbone.summary}, two experts at half the width, "
-                    f"{'one router' if router == 'global' else 'a router for each layer'}.",
-                    source="; ".join(filter(None, (f"{ADVMOE}, {said}", backbone.note))),
-                    sizes=backbone.sizes,
-                    num_experts=EXPERTS,
-                    num_selected=1,
-                    router_gradient="straight-through",
-                ),
-                defaults={
-                    **backbone.parameters,
-                    "ratio": RATIO,
-                    "num_experts": EXPERTS,
-                    "router": router,
-                },
-            )
+        _register(register, backbone, "")
+        _register(register, backbone, "-layer", router="layer")
+        for suffix, changed in SWEEP if backbone.name in SWEPT else ():
+            _register(register, backbone, suffix, **changed)
+
+
+def _register(
+    register: Register,
+    backbone: _Backbone,
+    suffix: str,
+    *,
+    router: str = "global",
+    num_experts: int = EXPERTS,
+    ratio: float = RATIO,
+) -> None:
+    is_global = router == "global"
+    source = f"{ADVMOE}, {RELEASED if is_global else OWN_ROUTERS}"
+    register(
+        f"{backbone.name}{suffix}",
+        backbone.target,
+        card=ModelCard(
+            summary=f"{backbone.summary}, {COUNTS[num_experts]} experts at {WIDTHS[ratio]} the "
+            f"width, {'one router' if is_global else 'a router for each layer'}.",
+            source="; ".join(filter(None, (source, backbone.note))),
+            sizes=backbone.sizes,
+            num_experts=num_experts,
+            num_selected=1,
+            router_gradient="straight-through",
+        ),
+        defaults={
+            **backbone.parameters,
+            "ratio": ratio,
+            "num_experts": num_experts,
+            "router": router,
+        },
+    )

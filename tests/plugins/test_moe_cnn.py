@@ -99,6 +99,36 @@ def test_the_cost_of_an_image_is_counted_alike_where_images_are_grouped(registry
     assert count_flops(here, (1, 8, 8), "here") == count_flops(there, (1, 8, 8), "there")
 
 
+@pytest.mark.parametrize("backbone", ["digits", "resnet14w24"])
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_more_experts_cost_an_image_one_row_of_the_routers_head_each(registry, backbone, count):
+    size = 8 if backbone == "digits" else 32
+    two, more = (
+        build(registry, f"moe-cnn/{backbone}{suffix}", size, device="meta")
+        for suffix in ("", f"-e{count}")
+    )
+
+    # 32 features and a bias for each gate logit
+    assert more.active_parameters() - two.active_parameters() == 33 * (count - 2)
+    layers = [
+        [item for item in model.modules() if isinstance(item, MoEConv)] for model in (two, more)
+    ]
+    assert all(2 * len(b.weight) == count * len(a.weight) for a, b in zip(*layers, strict=True))
+
+
+@pytest.mark.parametrize("backbone", ["digits", "resnet14w24"])
+@pytest.mark.parametrize(("suffix", "dense"), [("-r25", "-r25"), ("", "-half"), ("-r75", "-r75")])
+def test_an_expert_is_as_wide_as_its_dense_twin(registry, backbone, suffix, dense):
+    size = 8 if backbone == "digits" else 32
+    model = build(registry, f"moe-cnn/{backbone}{suffix}", size, device="meta")
+    twin = build(registry, f"cnn/{backbone}{dense}", size, device="meta")
+
+    widths = {len(m.weight) // 2 for m in model.modules() if isinstance(m, MoEConv)}
+    assert widths == {
+        len(m.weight) for m in twin.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[2] == 3
+    }
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_the_groups_of_parameters_are_all_of_them_once(registry, name):
     model = build(registry, name, 8 if "digits" in name else 32, device="meta")
