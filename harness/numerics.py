@@ -60,20 +60,23 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def fastest_batch(run: Callable[[int], object], *, largest: int) -> int:
-    """The number of images from which on more at once pass hardly faster.
+    """The number of images from which on more at once pass hardly faster, for two sizes in a row.
 
     Args:
         run: Passes that many images.
         largest: Most that make sense.
     """
-    size, rate = ROW_GROUP, 0.0
-    while True:
+    size, chosen, best, is_doubted = ROW_GROUP, ROW_GROUP, 0.0, False
+    while size <= max(largest, ROW_GROUP):
         reached = _images_a_second(run, size)
-        if reached < rate * PAYS:
-            return size // 2
-        if 2 * size > largest:
-            return size
-        size, rate = 2 * size, reached
+        if reached >= best * PAYS:
+            chosen, best, is_doubted = size, reached, False
+        elif is_doubted or not reached:
+            break
+        else:
+            is_doubted = True  # other work on the machine may have slowed this one size
+        size *= 2
+    return chosen
 
 
 def _images_a_second(run: Callable[[int], object], size: int) -> float:

@@ -112,7 +112,14 @@ def test_a_batch_grows_as_long_as_it_pays():
 
     # 32 images take the time of 8; 64 take five times that
     assert fastest_batch(run, largest=1024) == 32
-    assert tried == [8, 8, 16, 16, 32, 32, 64, 64]
+    assert tried == [8, 8, 16, 16, 32, 32, 64, 64, 128, 128]
+
+
+def test_one_size_that_other_work_slowed_is_not_the_end():
+    def run(size):
+        time.sleep(0.04 if size == 16 else 0.004)
+
+    assert fastest_batch(run, largest=64) == 64
 
 
 def test_a_batch_grows_no_larger_than_makes_sense():
