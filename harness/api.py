@@ -234,12 +234,16 @@ class EpochEnd:
         epoch: Epochs done.
         epochs: Epochs in all.
         numbers: Loss and whatever else the recipe reports.
+        images: Trained on in this epoch.
+        seconds: Time that it took, without what looks at held-out images.
     """
 
     model: str
     epoch: int
     epochs: int
     numbers: Mapping[str, float]
+    images: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

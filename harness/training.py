@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,11 +253,19 @@ def fit(
         torch.manual_seed(context.seed)
         history = _restore(progress.path, context.model, phases)
         for epoch in range(len(history), training.epochs):
-            loss = _epoch(fabric, training, phases, context, data, epoch)
-            history.append({"loss": loss} | _watched(training, context, held_out))
+            start = time.perf_counter()
+            done = _epoch(fabric, training, phases, context, data, epoch)
+            seconds = time.perf_counter() - start
+            history.append({"loss": done.loss} | _watched(training, context, held_out))
             _save(progress.path, context.model, phases, history)
-            progress.told(EpochEnd(progress.name, epoch + 1, training.epochs, history[-1]))
+            numbers, total = history[-1], training.epochs
+            progress.told(EpochEnd(progress.name, epoch + 1, total, numbers, done.images, seconds))
     return history
+
+
+class _Epoch(NamedTuple):
+    loss: float  # mean of the last phase's
+    images: int
 
 
 def _set_up(fabric: Fabric, phases: Sequence[Phase]) -> list[Phase]:
@@ -276,8 +285,8 @@ def _epoch(
     context: TrainingContext,
     data: TrainingData,
     epoch: int,
-) -> float:
-    """One pass over the images; the mean loss of the last phase."""
+) -> _Epoch:
+    """One pass over the images."""
     context.model.train()
     batches = _order(context, epoch).split(training.batch_size)
     if len(batches) > 1 and len(batches[-1]) < training.batch_size:
@@ -300,7 +309,7 @@ def _epoch(
     for phase, base in zip(phases, rates, strict=True):
         _set_rates(phase.optimizer, base, 1.0)
     _refuse_broken(context.model, epoch)
-    return total / len(batches)
+    return _Epoch(total / len(batches), sum(map(len, batches)))
 
 
 def _order(context: TrainingContext, epoch: int) -> Rows:

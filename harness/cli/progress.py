@@ -65,6 +65,7 @@ class TerminalProgress:
     def epoch_finished(self, event: EpochEnd) -> None:
         """Move the bar of one training."""
         told = ", ".join(f"{name} {number:.3f}" for name, number in event.numbers.items())
+        told += f", {event.images / max(event.seconds, 1e-9):.0f} images/s"
         if event.model not in self._tasks:
             self._tasks[event.model] = self._bars.add_task(
                 f"train {event.model}", total=event.epochs, told=""

@@ -129,6 +129,17 @@ def test_a_resumed_training_does_not_repeat_finished_epochs(tmp_path, registry):
     assert seen == [3]
 
 
+def test_the_pace_is_told_and_is_no_part_of_the_numbers_that_are_kept(tmp_path, registry):
+    seen = []
+
+    _, history = train(tmp_path, registry, told=seen.append)
+
+    # 40 images in batches of 8: none is left out
+    assert [event.images for event in seen] == [COUNT] * 3
+    assert all(0 < event.seconds < 60 for event in seen)
+    assert [set(numbers) for numbers in history] == [{"loss"}] * 3
+
+
 def test_the_global_random_state_is_left_as_it_was(tmp_path, registry):
     network()
     expected = torch.rand(1)
