@@ -71,16 +71,25 @@ class Course:
     def optimizer_of(
         self, parameters: Iterable[nn.Parameter], *, learning_rate: float | None = None
     ) -> torch.optim.Optimizer:
-        """An optimiser of some parameters, at another learning rate where one is given."""
+        """An optimiser of some parameters, at another learning rate where one is given.
+
+        Its step is one kernel on a CUDA device. On a CPU that would change the last bits and save
+        less than a hundredth of a step that attacks its images.
+        """
         rate = self.learning_rate if learning_rate is None else learning_rate
+        chosen = list(parameters)
+        is_fused = all(parameter.is_cuda for parameter in chosen)
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(
+                chosen, lr=rate, weight_decay=self.weight_decay, fused=is_fused or None
+            )
         return torch.optim.SGD(
-            parameters,
+            chosen,
             lr=rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
+            fused=is_fused or None,
         )
 
     def training(

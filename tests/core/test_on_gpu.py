@@ -11,6 +11,7 @@ from harness.modes import Mode
 from harness.numerics import Batches, frozen, use_exact_float32
 from harness.passes import objective_of
 from harness.prepare import prepared
+from harness.recipes import Course
 from harness.tensors import Noise
 
 pytestmark = [
@@ -88,3 +89,22 @@ def test_exact_float32_is_restored_after_short_numbers():
     gradient_in(Mode("tf32"))
 
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_fused_step_is_that_of_the_cpu_but_for_rounding(name):
+    course = Course(
+        epochs=4, batch_size=64, optimizer=name, learning_rate=0.1, momentum=0.9, nesterov=False,
+        weight_decay=0.5, schedule="cosine", warm_up=0.0, translate=0, crop=0, flip=False,
+        cutout=0,
+    )  # fmt: skip
+    start = torch.linspace(-1, 1, 999)
+    here, there = nn.Parameter(start), nn.Parameter(start.cuda())
+    optimizers = [course.optimizer_of([parameter]) for parameter in (here, there)]
+
+    here.grad = start.cos()
+    there.grad = here.grad.cuda()
+    [optimizer.step() for optimizer in optimizers * 3]
+
+    assert optimizers[1].defaults["fused"]
+    torch.testing.assert_close(there.detach().cpu(), here.detach(), rtol=1e-5, atol=1e-6)

@@ -70,6 +70,22 @@ def test_sgd_looks_ahead_where_it_is_nesterovs():
     assert found == pytest.approx(1 - 0.19 - 0.271)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_on_a_cpu_is_torchs_plain_one_to_the_bit(name):
+    plain = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    extra = {"sgd": {"momentum": 0.9}}.get(name, {})
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 999)) for _ in range(2))
+    optimizers = [
+        course(optimizer=name).optimizer_of([ours]),
+        plain([theirs], lr=0.1, weight_decay=0.5, **extra),
+    ]
+
+    ours.grad = theirs.grad = torch.linspace(-3, 2, 999).sin()
+    [optimizer.step() for optimizer in optimizers * 3]
+
+    assert torch.equal(ours, theirs)
+
+
 def test_adamw_takes_the_decay_apart_from_the_gradient():
     parameter = nn.Parameter(torch.ones(1))
 
