@@ -9,6 +9,7 @@ from harness.errors import UsageError
 from harness.hints import did_you_mean
 
 Numbers = Literal["float32", "tf32", "bfloat16-gradients"]
+TrainingNumbers = Literal["float32", "bfloat16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,37 @@ class Mode:
 
 
 FLOAT32 = Mode()
+
+
+@dataclass(frozen=True)
+class TrainingMode:
+    """How a training computes its passes; part of what trained weights depend on.
+
+    Attributes:
+        numbers: "float32"; or "bfloat16-mixed", passes in automatic mixed precision, with
+            weights, losses and optimisers in float32.
+        is_compiled: By `torch.compile`.
+    """
+
+    numbers: TrainingNumbers = "float32"
+    is_compiled: bool = False
+
+    def __post_init__(self) -> None:
+        known = get_args(TrainingNumbers)
+        if self.numbers not in known:
+            raise UsageError(
+                f"precision {self.numbers!r} of a training is not known"
+                f"{did_you_mean(self.numbers, known)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Its name in keys and on cards.
+
+        >>> TrainingMode("bfloat16-mixed", is_compiled=True).name
+        'bfloat16-mixed+compiled'
+        """
+        return f"{self.numbers}+compiled" if self.is_compiled else self.numbers
+
+
+PLAIN = TrainingMode()

@@ -12,7 +12,7 @@ import torch
 from harness import checkpoints, plan, provenance
 from harness.errors import DataError, HarnessError, ModelError
 from harness.flops import count_flops
-from harness.modes import FLOAT32, Mode
+from harness.modes import FLOAT32, PLAIN, Mode, TrainingMode
 from harness.numerics import check_classifier, frozen, resolve_device, use_exact_float32
 from harness.observers import Observers
 from harness.sources import Place
@@ -73,6 +73,7 @@ class Request:
     place: Place = field(default_factory=Place)
     saves_all: bool = False
     mode: Mode = FLOAT32
+    training: TrainingMode = PLAIN
     flags: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
 
@@ -110,6 +111,7 @@ class Opening:
             device=request.device,
             place=request.place,
             told=self.observers.epoch_finished,
+            mode=request.training,
         )
 
 

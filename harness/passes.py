@@ -14,7 +14,6 @@ from harness.hints import did_you_mean
 from harness.ledger import Ledger
 from harness.modes import Numbers
 from harness.numerics import Batches, in_numbers
-from harness.routing import Routing
 from harness.seeing import Context, fitting, input_gradient, predict, seen
 from harness.tensors import (
     Accepted,
@@ -236,16 +235,12 @@ def _outcome(
         context.accepted,
         context.targets,
         context.clean_logits,
-        tuple(_in_float32(routing) for routing in found.routes),
+        tuple(routing.in_float32() for routing in found.routes),
         context.clean_routes,
         found.auxiliary_loss.float().repeat_interleave(len(logits) // groups),
     )
     with torch.autocast(logits.device.type, enabled=False):
         return logits, loss(outcome)
-
-
-def _in_float32(routing: Routing) -> Routing:
-    return replace(routing, gate_logits=routing.gate_logits.float(), gates=routing.gates.float())
 
 
 def _averaged(passes: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

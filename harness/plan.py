@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import hashing
 from harness.errors import CheckpointError, UsageError
+from harness.modes import PLAIN
 from harness.store import Shard
 from harness.suite import ModelSpec, Suite, member_spec, members_of
 from harness.views import DIAGNOSTIC, View
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from harness.cards import DatasetCard, ModelCard, ObjectiveCard
+    from harness.modes import TrainingMode
     from harness.registry import Registry
     from harness.suite import AttackSpec
 
@@ -145,7 +147,13 @@ def trained_as(contender: Contender, registry: Registry) -> Contender:
 
 
 def training_ingredients(
-    suite: Suite, contender: Contender, registry: Registry, *, fingerprint: str, seed: int
+    suite: Suite,
+    contender: Contender,
+    registry: Registry,
+    *,
+    fingerprint: str,
+    seed: int,
+    mode: TrainingMode = PLAIN,
 ) -> dict[str, Any]:
     """All that trained weights depend on.
 
@@ -155,6 +163,7 @@ def training_ingredients(
         registry: Where both are looked up.
         fingerprint: Of the images to train on.
         seed: Of initialisation, order and augmentation.
+        mode: How passes are computed; the plain one leaves the key as it is without it.
 
     Raises:
         CheckpointError: The file that the training starts from cannot be read.
@@ -173,6 +182,7 @@ def training_ingredients(
         "data": fingerprint,
         "seed": seed,
         **({"start": _hash_of(Path(contender.start))} if contender.start else {}),
+        **({"mode": mode.name} if mode != PLAIN else {}),
     }
 
 

@@ -40,6 +40,10 @@ class Routing:
         nobody = self.gates.new_zeros(self.gates.shape).bool()
         return nobody.scatter(2, self.experts, self.kept)
 
+    def in_float32(self) -> Routing:
+        """The same, of a pass in shorter numbers."""
+        return replace(self, gate_logits=self.gate_logits.float(), gates=self.gates.float())
+
     def forced(self, rank: int) -> Routing:
         """The same routing, but that another expert takes the place of each token's first.
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -22,6 +23,7 @@ from harness.api import EpochEnd
 from harness.augmentation import Augment
 from harness.checkpoints import plain_state
 from harness.errors import CheckpointError, TrainingError
+from harness.modes import PLAIN, TrainingMode
 from harness.numerics import Batches, frozen
 from harness.passes import objective_of
 from harness.seeing import Context, clean_pass
@@ -32,6 +34,7 @@ from harness.tensors import (
     Loss,
     Noise,
     Pixels,
+    Routed,
     RoutedClassifier,
     Rows,
     Samples,
@@ -213,13 +216,49 @@ def new_fabric(device: torch.device) -> Fabric:
     return Fabric(accelerator=accelerator, devices=1)
 
 
-def wrapped_for_training(fabric: Fabric, model: nn.Module) -> nn.Module:
-    """The model on Fabric's device; routes may be asked of it as of the model itself."""
+def wrapped_for_training(fabric: Fabric, model: nn.Module, mode: TrainingMode = PLAIN) -> nn.Module:
+    """The model on Fabric's device; routes may be asked of it as of the model itself.
+
+    Its logits and routes are float32, whatever its passes are in; so is what a recipe computes
+    from them, or asks of a part of the model.
+    """
+    set_passes(model, mode, fabric.device)
     wrapped = fabric.setup_module(model.to(memory_format=torch.channels_last))
     if isinstance(model, RoutedClassifier):
         wrapped.mark_forward_method("routed")
         wrapped.__dict__["routed"] = wrapped.routed  # Python 3.12 looks for protocols no deeper
     return wrapped
+
+
+def set_passes(model: nn.Module, mode: TrainingMode, device: torch.device) -> None:
+    """Let a model compute its passes, with and without routes, as a mode says.
+
+    Unlike under Fabric's own mixed precision, gradients may be taken by anybody, as attacks do.
+    """
+    names = ["routed", "forward"] if isinstance(model, RoutedClassifier) else ["forward"]
+    for name in names if mode != PLAIN else ():
+        run = getattr(model, name)
+        run = torch.compile(run) if mode.is_compiled else run
+        run = _shortened(run, device) if mode.numbers == "bfloat16-mixed" else run
+        model.__dict__[name] = MethodType(_unbound(run), model)  # Fabric asks for methods
+
+
+def _unbound(run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _, *arguments, **keywords: run(*arguments, **keywords)
+
+
+def _shortened(run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Passes in bfloat16 where that is safe, with results in float32."""
+
+    def shortened(*arguments: Any, **keywords: Any) -> Tensor | Routed:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            found = run(*arguments, **keywords)
+        if isinstance(found, Tensor):
+            return found.float()
+        routes = tuple(routing.in_float32() for routing in found.routes)
+        return Routed(found.logits.float(), routes, found.auxiliary_loss.float())
+
+    return shortened
 
 
 def fit(

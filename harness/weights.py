@@ -11,6 +11,7 @@ from filelock import FileLock
 from harness import checkpoints, plan
 from harness.building import build_model
 from harness.fitting import start_from
+from harness.modes import PLAIN, TrainingMode
 from harness.numerics import resolve_device
 from harness.training import (
     Progress,
@@ -58,6 +59,7 @@ class Trainer(NamedTuple):
     device: str
     place: Place
     told: Callable[[EpochEnd], None]
+    mode: TrainingMode = PLAIN
 
 
 def obtain(trainer: Trainer, contender: Contender) -> Weights:
@@ -94,7 +96,12 @@ def trained(trainer: Trainer, contender: Contender) -> Path:
     suite, contender = trainer.suite, plan.trained_as(contender, trainer.registry)
     data = trainer.bench.data(suite.data, suite.data.train, trainer.place)
     ingredients = plan.training_ingredients(
-        suite, contender, trainer.registry, fingerprint=data.fingerprint, seed=trainer.seed
+        suite,
+        contender,
+        trainer.registry,
+        fingerprint=data.fingerprint,
+        seed=trainer.seed,
+        mode=trainer.mode,
     )
     folder = trainer.store.weights(plan.key(ingredients))
     if checkpoints.read_card(folder) is not None:
@@ -124,7 +131,7 @@ def _train(
     )
     start = _start(model, contender, ingredients)
     context = TrainingContext(
-        model=wrapped_for_training(fabric, model),
+        model=wrapped_for_training(fabric, model, trainer.mode),
         num_images=len(data.labels),
         seed=trainer.seed,
         attack_named=_attack_named(trainer.registry),

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from harness.cli import options as opt
 from harness.cli.output import print_json, print_table, resumable
+from harness.modes import TrainingMode
+
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of passes: float32, or bfloat16-mixed, whose weights stay float32. Other weights "
+        "than float32's: give them to 'run' with --weights.",
+    ),
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile passes with torch.compile: other weights, too."),
+]
 
 
 def train(
@@ -18,12 +35,15 @@ def train(
     offline: opt.OfflineOption = False,
     seed: opt.SeedOption = 0,
     device: opt.DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
+    compile_: CompileOption = False,
     out: opt.OutOption = Path("runs"),
     plugin: opt.PluginOption = None,
     no_plugin: opt.WithoutOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Train the models of a suite that have no weights yet; interrupted, it goes on."""
+    mode = TrainingMode(precision, is_compiled=compile_)  # type: ignore[arg-type]
     place = opt.place_of(data, cache, offline=offline)
     known = opt.registry(plugin, no_plugin)
     chosen = opt.suite_with(suite, None, known)
@@ -32,7 +52,13 @@ def train(
     from harness.cli.progress import TerminalProgress
 
     request = runner.Request(
-        suite=chosen, contenders=rows, out=out, seed=seed, device=device, place=place
+        suite=chosen,
+        contenders=rows,
+        out=out,
+        seed=seed,
+        device=device,
+        place=place,
+        training=mode,
     )
     with resumable(), TerminalProgress() as progress:
         folders = runner.train(request, known, [progress])

@@ -88,6 +88,19 @@ def test_training_alone_leaves_weights_that_a_run_uses(harness, tiny):
     assert plan["rows"][0]["weights"] == "trained"
 
 
+def test_a_training_in_mixed_precision_is_one_of_its_own_and_says_so(harness, tiny, tmp_path):
+    line = ("train", "--suite", tiny, "--json")
+    [plain] = json.loads(harness(*line).out).values()
+
+    done = harness(*line, "--precision", "bfloat16-mixed")
+
+    [mixed] = json.loads(done.out).values()
+    card = json.loads((tmp_path / mixed["weights"]).with_name("card.json").read_text())
+    assert card["ingredients"]["mode"] == "bfloat16-mixed"
+    assert mixed["sha256"] != plain["sha256"]
+    assert "images/s" in done.err
+
+
 def test_a_training_that_starts_from_weights_says_so_and_a_run_uses_it(harness, tiny, tmp_path):
     [first] = json.loads(harness("train", "--suite", tiny, "--json").out).values()
     start = ("--suite", tiny, "--model", "cnn/digits", "--start", first["weights"], "--json")
@@ -205,6 +218,7 @@ BAD = [
     (["run", "--weights", "x.safetensors"], "exactly one --model"),
     (["run", "--model", "cnn/digits", "--weights", "x.safetensors"], "cannot be read"),
     (["train", "--start", "x.safetensors"], "exactly one --model"),
+    (["train", "--precision", "bfloat16"], "did you mean 'bfloat16-mixed'"),
     (["train", "--model", "cnn/digits", "--start", "x.safetensors"], "cannot be read"),
     (["plan", "--model", "cnn/digits", "--start", "x.safetensors"], "cannot be read"),
     (["ls", "modles"], "did you mean 'models'"),
@@ -219,6 +233,7 @@ WRONG_LINES = [
     ["run", "--no-plugin", "nobody"],
     ["run", "--weights", "x.safetensors"],
     ["train", "--start", "x.safetensors"],
+    ["train", "--precision", "bfloat16"],
     ["ls", "modles"],
 ]
 """What no plugin, suite or file could make right."""

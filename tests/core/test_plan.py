@@ -8,6 +8,7 @@ import pytest
 
 from harness.cards import ModelCard
 from harness.errors import CheckpointError, UnknownName, UsageError
+from harness.modes import PLAIN, TrainingMode
 from harness.plan import (
     Contender,
     cell_ingredients,
@@ -66,9 +67,13 @@ def cell_key(suite, registry, *, contender=CNN, fingerprint="digits", **changes)
     return key(cell_ingredients(suite, contender, registry, data=fingerprint, **facts))
 
 
-def training_key(suite, registry, *, contender=CNN, fingerprint="digits", seed=0):
+def training_key(suite, registry, *, contender=CNN, fingerprint="digits", seed=0, mode=PLAIN):
     """The key of a training."""
-    return key(training_ingredients(suite, contender, registry, fingerprint=fingerprint, seed=seed))
+    return key(
+        training_ingredients(
+            suite, contender, registry, fingerprint=fingerprint, seed=seed, mode=mode
+        )
+    )
 
 
 def pgd(suite, **changes):
@@ -282,6 +287,8 @@ def test_keys_change_with_the_parameters_of_the_model(suite, toys, of):
     [
         pytest.param({"fingerprint": "other images"}, id="images"),
         pytest.param({"seed": 1}, id="seed"),
+        pytest.param({"mode": TrainingMode("bfloat16-mixed")}, id="numbers"),
+        pytest.param({"mode": TrainingMode(is_compiled=True)}, id="compiled"),
         pytest.param({"contender": Contender("vit/digits", recipe="standard")}, id="model"),
         pytest.param({"contender": Contender("cnn/digits", recipe="pgd-adversarial")}, id="recipe"),
     ],

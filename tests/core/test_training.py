@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.augmentation import translated
-from harness.errors import CheckpointError, TrainingError
+from harness.errors import CheckpointError, TrainingError, UsageError
+from harness.modes import PLAIN, TrainingMode
 from harness.tensors import Noise, RoutedClassifier
 from harness.testing import ToyMoE
 from harness.threat import ThreatModel
@@ -55,13 +56,13 @@ def network():
 
 def train(  # noqa: PLR0913 - what the tests vary
     folder, registry, *, loss=None, told=lambda event: None, epochs=3, held_out=None, clip=None,
-    watch=None,
+    watch=None, mode=PLAIN,
 ):  # fmt: skip
     """Train a small network; its state and the numbers of its epochs."""
     fabric = new_fabric(torch.device("cpu"))
     model = network()
     context = TrainingContext(
-        fabric.setup_module(model),
+        wrapped_for_training(fabric, model, mode),
         COUNT,
         5,
         _attack_named(registry),
@@ -117,6 +118,29 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, registry, epoch):
 
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     assert resumed_numbers == numbers
+
+
+SHORT = TrainingMode("bfloat16-mixed")
+
+
+def test_a_stopped_training_in_mixed_precision_goes_on_to_the_same_bits(tmp_path, registry):
+    unbroken, numbers = train(tmp_path / "a", registry, mode=SHORT)
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "b", registry, told=stop_after(1), mode=SHORT)
+    resumed, resumed_numbers = train(tmp_path / "b", registry, mode=SHORT)
+
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert resumed_numbers == numbers
+
+
+def test_mixed_precision_keeps_weights_in_float32_and_gives_others(tmp_path, registry):
+    plain, _ = train(tmp_path / "a", registry)
+    mixed, history = train(tmp_path / "b", registry, mode=SHORT, epochs=15)
+
+    assert {value.dtype for value in mixed.values()} == {torch.float32, torch.int64}
+    assert any(not torch.equal(plain[name], mixed[name]) for name in plain)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
 
 def test_a_resumed_training_does_not_repeat_finished_epochs(tmp_path, registry):
@@ -285,6 +309,54 @@ def test_a_wrapped_model_is_routed_for_every_python(routed_context):
     assert "routed" not in "".join(routed_context.model.state_dict())
 
 
+def test_routes_of_a_pass_in_mixed_precision_are_float32_and_lose_digits():
+    torch.manual_seed(0)
+    model = ToyMoE(4, (1, 8, 8), gradient="straight-through")
+    images = held_out_batch().images
+    plain = model.routed(images)
+
+    wrapped = wrapped_for_training(new_fabric(torch.device("cpu")), model, SHORT)
+    found = wrapped.routed(images)
+
+    for here, there in ((found.logits, plain.logits), (wrapped(images), plain.logits)):
+        assert here.dtype == torch.float32
+        assert 1e-6 < (here - there).abs().max() < 0.1
+    assert {routing.gate_logits.dtype for routing in found.routes} == {torch.float32}
+
+
+def test_an_attack_takes_its_gradients_in_mixed_precision_too(registry):
+    torch.manual_seed(0)
+    model = wrapped_for_training(new_fabric(torch.device("cpu")), network(), SHORT)
+    losses = lambda name: registry.find("objectives", name).load()  # noqa: E731
+    context = TrainingContext(model, COUNT, 5, _attack_named(registry), losses)
+    batch = held_out_batch()
+
+    attacked = context.attack("pgd", batch, ThreatModel("linf", 0.1), steps=5, stop="never")
+
+    before, after = (
+        functional.cross_entropy(
+            context.looked_at(batch._replace(images=images)).logits, batch.labels
+        )
+        for images in (batch.images, attacked)
+    )
+    assert after > before + 0.05
+
+
+def test_passes_with_and_without_routes_are_compiled_and_names_stay(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    model = ToyMoE(4, (1, 8, 8))
+    names = list(model.state_dict())
+
+    wrapped = wrapped_for_training(
+        new_fabric(torch.device("cpu")), model, TrainingMode(is_compiled=True)
+    )
+
+    assert [function.__name__ for function in compiled] == ["routed", "forward"]
+    assert list(wrapped.state_dict()) == names
+    assert wrapped(held_out_batch().images).shape == (8, 4)
+
+
 def test_an_anchored_attack_sees_the_clean_logits_and_its_view(routed_context):
     batch, threat = held_out_batch(), ThreatModel("linf", 0.1)
 
@@ -308,3 +380,8 @@ def test_a_part_of_the_model_is_attacked_alone(routed_context):
 
     losses = [functional.cross_entropy(part(images), batch.labels) for images in (found, other)]
     assert losses[0] > losses[1] + 0.05
+
+
+def test_a_precision_that_is_none_of_a_trainings_is_refused():
+    with pytest.raises(UsageError, match="did you mean 'bfloat16-mixed'"):
+        TrainingMode("bfloat16")
