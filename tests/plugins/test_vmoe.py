@@ -113,6 +113,19 @@ def test_costs_the_dense_model_one_more_expert_in_six_blocks_and_the_routers(reg
     assert sparse - dense == 6 * 50 * 2 * (2 * 768 * 3072 + 768 * 32)
 
 
+def test_with_the_papers_padded_places_costs_what_the_paper_says(registry):
+    flops = count_flops(build(registry, "vmoe/b32-e32"), (3, 224, 224), "vmoe/b32-e32")
+    # 8 images of 50 tokens share ceil(400 * 2 * 1.05 / 32) = 27 places an expert, made 28
+    places = capacity_of(8 * 50, 2, 32, 1.05)
+
+    # 32 * 28 / 8 = 112 rows an image and layer, of which our grouped products have 2 * 50
+    padded = flops + 6 * (32 * places // 8 - 2 * 50) * 2 * (2 * 768 * 3072)
+
+    assert places == 28
+    # theirs counts the element-wise operations, too
+    assert padded / 1e9 == pytest.approx(12.4, rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["vmoe/digits", "vmoe/b32-e2"])
 def test_costs_the_same_with_numbers_and_without(registry, name):
     # 2 blocks of B/32 are small enough to be built
