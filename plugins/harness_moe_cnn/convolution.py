@@ -99,10 +99,10 @@ class MoEConv(nn.Module):
         if len(assignment.groups) == 1:
             return self._convolved(features, blocks[assignment.groups[0].expert])
         parts = [
-            self._convolved(features.index_select(0, rows), blocks[expert])[:length]
+            self._convolved(_picked(features, rows), blocks[expert])[:length]
             for expert, rows, length in assignment.groups
         ]
-        return torch.cat(parts).index_select(0, assignment.places)
+        return _picked(torch.cat(parts), assignment.places)
 
     def _convolved(self, features: Tensor, weight: Tensor) -> Tensor:
         return functional.conv2d(features, weight, None, self.stride, weight.shape[2] // 2)
@@ -155,6 +155,18 @@ def scaled(width: int, ratio: float) -> int:
             f"ratio {ratio} leaves none of {width} channels; it must be at least 1/{width}"
         )
     return channels
+
+
+def _picked(features: Tensor, rows: Rows) -> Tensor:
+    """The features of some images, lying in memory as all do; so does their gradient.
+
+    `index_select` itself undoes channels last, and each layer would put them back.
+    """
+    if not features.is_contiguous(memory_format=torch.channels_last):
+        return features.index_select(0, rows)
+    last = features.permute(0, 2, 3, 1)
+    flat = last.reshape(len(last), -1).index_select(0, rows)
+    return flat.view(len(rows), *last.shape[1:]).permute(0, 3, 1, 2)
 
 
 def _groups(experts: Rows, order: Rows, num_experts: int, multiple: int) -> Iterator[Group]:

@@ -167,10 +167,14 @@ def masked(layer, features, routing):
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
 @pytest.mark.parametrize("num_experts", [1, 2, 5])
 @pytest.mark.parametrize("count", [24, 13], ids=["padded", "odd"])
-def test_grouped_by_expert_equals_all_experts_under_a_mask(count, num_experts, size, stride):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_grouped_by_expert_equals_all_experts_under_a_mask(
+    layout, count, num_experts, size, stride
+):
     torch.manual_seed(0)
-    layer = MoEConv(6, 8, size, num_experts=num_experts, stride=stride)
+    layer = MoEConv(6, 8, size, num_experts=num_experts, stride=stride).to(memory_format=layout)
     features, scores = torch.randn(count, 6, 9, 9), torch.randn(count, num_experts)
+    features = features.to(memory_format=layout)
     inputs = [features.requires_grad_(), scores.requires_grad_(), layer.weight]
     routing = hard_routing(scores)
     goal = torch.randn(8, 1, 1)
@@ -182,6 +186,19 @@ def test_grouped_by_expert_equals_all_experts_under_a_mask(count, num_experts, s
 
     torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_features_and_gradients_stay_as_they_lie_in_memory(layout):
+    torch.manual_seed(0)
+    layer = MoEConv(6, 8, 3, num_experts=2).to(memory_format=layout)
+    features = torch.randn(24, 6, 9, 9).to(memory_format=layout).requires_grad_()
+
+    output = layer(features, assigned(hard_routing(torch.randn(24, 2))))
+    [gradient] = torch.autograd.grad(output.square().sum(), features)
+
+    assert output.is_contiguous(memory_format=layout)
+    assert gradient.is_contiguous(memory_format=layout)
 
 
 def test_the_gradient_of_a_score_is_that_of_the_loss_along_the_output():
