@@ -79,8 +79,8 @@ def test_the_copy_fools_the_same_images(registry, robust):
             for surrogate in (None, copy)
         )
 
-    fooled = is_fooled(plain.logits, samples.labels)
+    fooled = is_fooled(plain.look.logits, samples.labels)
     assert norms(copy.model) == []
     assert fooled.any()
     assert not fooled.all()
-    assert torch.equal(is_fooled(climbed.logits, samples.labels), fooled)
+    assert torch.equal(is_fooled(climbed.look.logits, samples.labels), fooled)
