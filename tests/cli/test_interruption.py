@@ -13,6 +13,14 @@ import pytest
 from run_folders import contents
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C reaches the commands also where the tests run in the background of a shell script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(folder, *arguments):
     import sys
 
