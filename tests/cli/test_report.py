@@ -37,3 +37,18 @@ def test_a_folder_without_rows_says_how_to_make_them(harness, tiny):
 
     assert done.code == 2
     assert "harness run --suite tiny.toml" in " ".join(done.err.split())
+
+
+def test_a_row_that_is_not_there_is_told_with_its_neighbour(harness, finished):
+    done = harness("report", "--suite", "tiny.toml", "--model", "cnn/digits.standad")
+
+    assert done.code == 2
+    assert "did you mean 'cnn/digits.standard'?" in done.err
+
+
+def test_rows_are_chosen_by_name(harness, finished, tmp_path):
+    done = harness("report", "--suite", "tiny.toml", "--tables", "--model", "cnn/digits.standard")
+
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report" / "error.csv").read_text())))
+    assert {row["line"] for row in rows} == {"cnn/digits.standard"}
