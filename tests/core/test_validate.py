@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,17 @@ def test_without_clean_bits_what_needs_them_is_noted_and_the_rest_is_checked(mak
 def test_the_frozen_entry_is_not_mistaken_for_todays_suite(registry):
     from harness.suite import find_suite
 
-    found = errors(check_entry(read_entry(FROZEN), find_suite("digits-linf", registry), registry))
+    today = find_suite("digits-linf", registry)
+    entry = read_entry(FROZEN)
 
-    assert found == ["its attacks, epsilons or images are not those of the suite"]
+    same_version = errors(check_entry(entry, replace(today, version=1), registry))
+    (note,) = check_entry(entry, today, registry)
+
+    assert same_version == [
+        "its attacks, epsilons or images are not those of the suite",
+        "attack 'moe-battery' is missing",
+    ]
+    assert (note.what, note.is_error) == (
+        "was measured under version 1, the suite is 2",
+        False,
+    )
