@@ -396,11 +396,15 @@ def _watched(
     """What is told of the held-out images; their random starts are the same in every epoch."""
     if held_out is None:
         return {}
-    ids = torch.arange(len(held_out.labels))
-    batch = _keyed(context, *held_out.rows(ids, _device(context)), ids, "held out")
-    right = context.looked_at(batch).logits.argmax(dim=1) == batch.labels
-    told = {"validation_accuracy": float(right.to(torch.float64).mean())}
-    return told if training.watch is None else told | dict(training.watch(batch))
+    everything, right = torch.arange(len(held_out.labels)), 0
+    for ids in everything.split(context.batch_size):
+        batch = _keyed(context, *held_out.rows(ids, _device(context)), ids, "held out")
+        right += int((context.looked_at(batch).logits.argmax(dim=1) == batch.labels).sum())
+    told = {"validation_accuracy": right / len(everything)}
+    if training.watch is None:
+        return told
+    whole = held_out.rows(everything, _device(context))
+    return told | dict(training.watch(_keyed(context, *whole, everything, "held out")))
 
 
 def _keyed(context: TrainingContext, images: Images, labels: Labels, ids: Rows, name: str) -> Batch:
