@@ -72,13 +72,7 @@ def predict(
         context: What that view asks for.
         draws: Passes whose mean counts, for models that draw random numbers.
     """
-
-    def one(rows: Rows, count: int) -> Logits:
-        about = None if context is None else context.rows(rows)
-        passes = [seen(model, images[rows], view, about).logits for _ in range(draws)]
-        return torch.stack(passes).mean(dim=0)[:count]
-
-    return torch.cat(batches.over(images, one)).detach()
+    return looked(model, images, batches=batches, view=view, context=context, draws=draws).logits
 
 
 class Look(NamedTuple):
