@@ -93,15 +93,17 @@ def evaluate(setting: Setting, samples: Samples) -> Findings:
     with _seeded(setting.seed, samples):
         context = clean_pass(defence.model, samples, batches=defence.batches, draws=defence.draws)
         _refuse_nan(context.logits, samples.ids)
-        taken = _clean_measures(setting, samples, context.logits)
+        taken = _clean_measures(setting, samples, context)
         for attack in setting.attacks:
-            looked = _with_gradient(attack, defence, samples)
-            for epsilon, rows, images in _sweep(setting, looked, samples, context):
+            aimed = _with_gradient(attack, defence, samples)
+            for epsilon, rows, images in _sweep(setting, aimed, samples, context):
                 records += rows
                 adversarial[attack.label, epsilon] = images
-    records = [
-        replace(record, measures={**taken[record.sample], **record.measures}) for record in records
-    ]
+    if defence.clean_probes:
+        records = [
+            replace(record, measures={**taken[record.sample], **record.measures})
+            for record in records
+        ]
     order = {label: place for place, label in enumerate(_ranks(setting))}
     records.sort(key=lambda record: order[record.attack, record.epsilon])
     place = {int(sample): index for index, sample in enumerate(samples.ids)}
@@ -276,11 +278,13 @@ def _with_full_view(
 
 
 def _clean_measures(
-    setting: Setting, samples: Samples, logits: Logits
+    setting: Setting, samples: Samples, context: Context
 ) -> dict[int, dict[str, float]]:
     """The numbers that probes of the clean images take, by sample; all its records carry them."""
     largest = list(setting.threats.values())[-1]
-    observed = CleanObservation(setting.defence.model, samples, logits, largest)
+    observed = CleanObservation(
+        setting.defence.model, samples, context.logits, largest, context.clean_routes
+    )
     found = _by_image(setting.defence.clean_probes, observed, len(samples.ids))
     return dict(zip(samples.ids.tolist(), found, strict=True))
 

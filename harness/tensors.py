@@ -238,6 +238,7 @@ class CleanObservation(NamedTuple):
     samples: Samples
     logits: Logits
     threat: ThreatModel  # the largest of the suite
+    routes: tuple[Routing, ...] = ()  # one for each MoE layer
 
 
 Probe: TypeAlias = Callable[[Observation], Mapping[str, PerImage]]

@@ -229,7 +229,7 @@ class Workbench:
     def _probes(self, suite: Suite, on: str) -> list[Callable[..., Any]]:
         """Those of a suite that look at attacked, or at clean images."""
         entries = [self.registry.find("probes", name) for name in suite.probes]
-        return [entry.load() for entry in entries if getattr(entry.card, "on", "attacked") == on]
+        return [entry.load() for entry in entries if entry.card.on == on]
 
     def applicable(self, attacks: Sequence[AttackSpec], model: Classifier) -> list[AttackSpec]:
         """The attacks that have a meaning for a model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.api import Card, MetricCard, hookimpl
+from harness.api import MetricCard, ProbeCard, hookimpl
 from harness_metrics.curve_list import VMOE_CHANGES, curve_cards
 
 if TYPE_CHECKING:
@@ -174,12 +174,12 @@ def register_probes(register: Register) -> None:
     register(
         "confidence",
         "harness_metrics.probes:confidence",
-        card=Card("Softmax probability of the label, on the clean and on the attacked image."),
+        card=ProbeCard("Softmax probability of the label, on the clean and on the attacked image."),
     )
     register(
         "routing-change",
         "harness_metrics.routing_probes:routing_change",
-        card=Card(
+        card=ProbeCard(
             "One minus the overlap of the expert sets of clean and attacked tokens, by layer: as "
             "executed and as intended before drops; first experts that changed; levels of chance.",
             source=VMOE_CHANGES,
@@ -188,14 +188,14 @@ def register_probes(register: Register) -> None:
     register(
         "routing-noise",
         "harness_metrics.routing_probes:routing_noise",
-        card=Card(
+        card=ProbeCard(
             "What the probes of routes say, under random noise as large as the perturbation.",
         ),
     )
     register(
         "router",
         "harness_metrics.routing_probes:router",
-        card=Card(
+        card=ProbeCard(
             "By layer: divergence of the gates, gap between the last chosen gate logit and the "
             "next, share of choices that capacity dropped.",
         ),
@@ -203,7 +203,7 @@ def register_probes(register: Register) -> None:
     register(
         "expert-load",
         "harness_metrics.routing_probes:expert_load",
-        card=Card(
+        card=ProbeCard(
             "Choices that each expert took, by layer, of the clean and of the attacked image.",
             note="nothing where the layers have more than 64 experts together",
         ),
@@ -211,7 +211,7 @@ def register_probes(register: Register) -> None:
     register(
         "mediation",
         "harness_metrics.probes:mediation",
-        card=Card(
+        card=ProbeCard(
             "Whether content, routes, both or neither of an attack make the model wrong; the same "
             "for noise.",
         ),
@@ -219,12 +219,12 @@ def register_probes(register: Register) -> None:
     register(
         "input-gradient",
         "harness_metrics.probes:input_gradient",
-        card=Card("Size of the gradient of cross-entropy at the image, in the dual norm."),
+        card=ProbeCard("Size of the gradient of cross-entropy at the image, in the dual norm."),
     )
     register(
         "expert-accuracy",
         "harness_metrics.expert_probes:expert_accuracy",
-        card=Card(
+        card=ProbeCard(
             "Whether each expert alone, any and all of them have the clean and the attacked image "
             "right, where whole images are routed; the expert that took it.",
             note="the attack was made for the model as it is, not for the expert",

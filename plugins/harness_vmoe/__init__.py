@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.api import Card, MetricCard, ModelCard, hookimpl
+from harness.api import Card, MetricCard, ModelCard, ProbeCard, hookimpl
 
 if TYPE_CHECKING:
     from harness.api import Register
@@ -247,12 +247,13 @@ def register_probes(register: Register) -> None:
     register(
         "batch-mates",
         "harness_vmoe.batch_mates:batch_mates",
-        card=Card(
+        card=ProbeCard(
             "Who is wrong, or taken for the runner-up class, beside mates that are picked to take "
             "its places, over capacity, order and place; the same beside drawn mates.",
             source=HAYES,
             note="mates are other images of the shard, ranked by the experts that they share with "
             "the victim; four sets are tried",
+            on="clean",
         ),
     )
 

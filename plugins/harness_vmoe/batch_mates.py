@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.api import Evidence, ModelError, Routing, Value
 from harness.stats import share
-from harness.tensors import Images, Labels, Observation, PerImage
+from harness.tensors import CleanObservation, Images, Labels, PerImage
 from harness_vmoe.model import VMoE
 from harness_vmoe.moe import SparseMlp
 
@@ -77,22 +77,20 @@ SHOWN = Situation(1.0, "arrival", "last", GROUP - 1)
 """The situation of the table's columns; the records hold all."""
 
 
-def batch_mates(observation: Observation) -> Mapping[str, PerImage]:
+def batch_mates(observation: CleanObservation) -> Mapping[str, PerImage]:
     """Who is denied and who is redirected in every situation, 0 or 1 for each image.
 
-    The adversary picks mates among the other clean images of the batch and changes no pixel.
-    Models but V-MoEs, and batches too small for two groups, measure nothing.
+    The adversary picks mates among the other clean images of the shard and changes no pixel.
+    Models but V-MoEs, and shards with too few images for so many sets of mates, measure nothing.
     """
-    model = observation.model
-    if not isinstance(model, VMoE) or len(observation.labels) < 2 * GROUP:
+    model, samples = observation.model, observation.samples
+    if not isinstance(model, VMoE) or len(samples.ids) <= TRIES * (GROUP - 1):
         return {}
     if not any(True for _ in _sparse_layers(model)):
         return {}
     found: dict[str, PerImage] = {}
     for situation in SITUATIONS:
-        harm = harmed(
-            model, observation.clean_images, observation.labels, observation.clean_routes, situation
-        )
+        harm = harmed(model, samples.images, samples.labels, observation.routes, situation)
         for name, values in harm._asdict().items():
             found[f"mates.{name}.{situation.name}"] = values.to(torch.float32)
     return found
@@ -121,7 +119,7 @@ def _told(evidence: Evidence, harm: str) -> Value:
         if measure in record.measures
     }
     if not found:
-        return Value(None, reason="no V-MoE, or no probe 'batch-mates' in the suite")
+        return Value(None, reason="no V-MoE, too few images, or no probe 'batch-mates'")
     return share(int(sum(found.values())), len(found))
 
 

@@ -74,7 +74,7 @@ def test_a_probe_gives_one_finite_number_an_image(registry, name):
     observation = {
         "attacked": observed(model, labels, images, images * 0.9, threat=threat),
         "clean": CleanObservation(model, Samples(labels, images, labels), model(images), threat),
-    }[getattr(entry.card, "on", "attacked")]
+    }[entry.card.on]
 
     measured = entry.load()(observation)
 

@@ -9,7 +9,8 @@ from harness.api import Evidence, ModelError, Record, Routing
 from harness.building import build_model
 from harness.numerics import Batches
 from harness.seeing import clean_pass
-from harness.tensors import Noise, Observation, Samples
+from harness.tensors import CleanObservation, Noise, Samples
+from harness.threat import ThreatModel
 from harness_vmoe.batch_mates import (
     GROUP,
     SHOWN,
@@ -116,16 +117,27 @@ def test_too_few_images_are_refused(registry):
 def test_the_probe_tells_every_situation_of_every_image(registry):
     model = built(registry)
     context = shown(model)
-    images, logits = context.clean_images, context.logits
-    observed = Observation(
-        model, context.labels, images, images, logits, logits, clean_routes=context.clean_routes
-    )
+    samples = Samples(torch.arange(COUNT), context.clean_images, context.labels)
+    threat = ThreatModel("linf", 0.1)
 
-    found = batch_mates(observed)
+    found = batch_mates(
+        CleanObservation(model, samples, context.logits, threat, context.clean_routes)
+    )
 
     assert len(found) == 4 * len(SITUATIONS)
     assert {len(values) for values in found.values()} == {COUNT}
     assert set(torch.cat(list(found.values())).tolist()) == {0.0, 1.0}
+
+
+def test_a_shard_with_too_few_images_measures_nothing(registry):
+    model = built(registry)
+    context = shown(model)
+    few = torch.arange(20)
+    samples = Samples(few, context.clean_images[few], context.labels[few])
+    routes = tuple(routing.rows(few) for routing in context.clean_routes)
+    threat = ThreatModel("linf", 0.1)
+
+    assert batch_mates(CleanObservation(model, samples, context.logits[few], threat, routes)) == {}
 
 
 def evidence(*measures):
